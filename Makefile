@@ -1,0 +1,64 @@
+# warmcore: crash dumps taken with firmware's help. `make help` lists targets.
+
+ARCH    ?= amd64
+BUILD   := build/$(ARCH)
+SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
+GO      := go
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+
+# What Debian 12 has and a build, or a story in QEMU, needs.
+PACKAGES := qemu-system-x86 seabios binutils gcc make bc bison flex cpio kmod xz-utils zstd rsync \
+	libelf-dev libssl-dev libc6-dev linux-source-6.12 e2fsprogs fdisk dpkg-dev \
+	makedumpfile crash systemd man-db
+
+.DEFAULT_GOAL := help
+.PHONY: help tools demo test unit lint vmtest bench fuzz kernel initramfs images binaries clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+tools: ## install the Debian packages that the other targets need
+	@missing=; for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then echo "installing:$$missing"; \
+		$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+
+binaries: ## build warmcore and warminit for this architecture into build/
+	@mkdir -p $(BUILD)
+	CGO_ENABLED=0 GOARCH=$(ARCH) $(GO) build -trimpath -ldflags='-s -w -X main.version=$(VERSION)' -o $(BUILD)/ ./cmds/warmcore ./cmds/warminit
+
+initramfs: tools ## the payload's initramfs: u-root's init and warminit
+	@initramfs/build.sh $(ARCH) $(BUILD)/initramfs.cpio.xz xz
+
+kernel: tools ## the payload's own kernel, without initramfs (about 12 minutes, once)
+	@boot/kernel/build.sh $(ARCH) $(BUILD)/kernel
+
+images: initramfs kernel ## payload kernel with the initramfs in it: bzImage and PVH vmlinux
+	@boot/kernel/build.sh $(ARCH) $(BUILD)/payload $(BUILD)/initramfs.cpio.xz
+
+demo: tools binaries initramfs ## crash a stock Debian kernel in QEMU and dump it
+	@$(GO) run ./vmtest/warmlab demo --arch $(ARCH) --out build/demo
+
+test: tools lint unit vmtest ## everything: static checks, unit tests, crash stories
+
+unit: ## unit tests with the race detector, and the fuzz seeds
+	$(GO) test -race -timeout 10m ./cmds/... ./pkg/... ./boot/...
+
+lint: ## static checks
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "gofmt the files above"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) mod tidy -diff
+
+vmtest: tools binaries images ## the crash stories in QEMU, with the truth comparison
+	$(GO) test -timeout 60m -count=1 -v ./vmtest/...
+
+bench: tools binaries images ## measure speed and size; raw data in build/bench/
+	@$(GO) run ./vmtest/warmlab bench --arch $(ARCH) --out build/bench
+
+FUZZTIME ?= 30s
+fuzz: ## run each fuzz target for FUZZTIME
+	@for p in $$($(GO) list ./pkg/... ./boot/...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+
+clean: ## remove build/; caches under ~/.cache/warmcore stay
+	rm -rf build

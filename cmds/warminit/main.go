@@ -1,0 +1,89 @@
+//go:build linux
+
+// Warminit is what the payload runs at every reset: it saves boot memory if
+// there is a dump to take, and starts the normal kernel.
+//
+// u-root's init starts it. Its parameters are on the payload kernel's command
+// line (warmcore.*); see warminit(8).
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/payload"
+)
+
+// version is set at build time.
+var version = "development"
+
+const usage = `Usage: warminit [-n]
+
+Starts the normal kernel from the payload, with a dump to save if the machine
+was reset while armed. Parameters are read from the kernel's command line:
+
+  warmcore.window=SIZE@ADDR[,...]  the payload's RAM (default: all that its kernel has)
+  warmcore.handoff=SIZE@ADDR       the handoff area (default: 2M@512M)
+  warmcore.lost=SIZE@ADDR[,...]    what else firmware overwrites at a reset
+  warmcore.bootmem=SIZE            boot memory (default: 512M or 1/16 of RAM)
+  warmcore.block=SIZE              memory block of the normal kernel (default: by RAM)
+  warmcore.boot=TITLE|KERNEL       the boot entry (default: the configuration's)
+  warmcore.handover=auto|vmcore    how the dump is handed over
+  warmcore.max_captures=N          dumps an hour (default: 5; 0: no limit)
+  warmcore.max_attempts=N          capture boots for one dump (default: 3)
+  warmcore.off                     no dumps
+
+  -n   print the plan and what would be done; change and boot nothing
+`
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("warminit", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	dry := flags.Bool("n", false, "")
+	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
+		if err == flag.ErrHelp {
+			fmt.Fprint(stdout, usage)
+			return 0
+		}
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	logger := payload.NewLogger(stderr, uptime)
+	log := slog.New(logger)
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		log.Warn("command line", "error", err, "so", "defaults")
+	}
+	opts, warnings := payload.ParseCmdline(string(cmdline))
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	p := payload.New(&payload.Linux{Log: log}, log, logger.Text, opts, version)
+	if *dry {
+		p.Plan()
+		p.Describe(stdout)
+		return 0
+	}
+	log.Info("payload", "version", version)
+	if err := p.Run(); err != nil {
+		log.Error("payload", "error", err)
+	}
+	return 1
+}
+
+// uptime is the time since the kernel started.
+func uptime() time.Duration {
+	b, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return 0
+	}
+	var seconds float64
+	fmt.Sscan(string(b), &seconds)
+	return time.Duration(seconds * float64(time.Second))
+}

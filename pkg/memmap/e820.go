@@ -1,0 +1,66 @@
+package memmap
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// E820EntryLen is the length of struct boot_e820_entry: address and size of
+// 64 bits and type of 32, little endian, packed (v6.12,
+// arch/x86/include/uapi/asm/setup_data.h).
+const E820EntryLen = 20
+
+// E820ZeroPage is how many entries boot_params holds; more go into setup_data
+// (E820_MAX_ENTRIES_ZEROPAGE, v6.12).
+const E820ZeroPage = 128
+
+// E820 reads a table of entries as in boot_params.e820_table. Types are kept
+// as they are; an entry of no size is left out with a warning, as the kernel
+// ignores it.
+func E820(b []byte) (Map, error) {
+	if len(b)%E820EntryLen != 0 {
+		return Map{}, fmt.Errorf("read e820 table: %d bytes are not a whole number of %d-byte entries", len(b), E820EntryLen)
+	}
+	if len(b)/E820EntryLen > MaxEntries {
+		return Map{}, fmt.Errorf("read e820 table: %w", ErrTooMany)
+	}
+	var m Map
+	for off := 0; off < len(b); off += E820EntryLen {
+		start := binary.LittleEndian.Uint64(b[off:])
+		size := binary.LittleEndian.Uint64(b[off+8:])
+		kind := Kind(binary.LittleEndian.Uint32(b[off+16:]))
+		r, ok := phys.Sized(start, size)
+		if !ok {
+			return Map{}, fmt.Errorf("read e820 table: offset %#x: %#x bytes at %#x: beyond 64 bits", off, size, start)
+		}
+		if size == 0 {
+			m.warnf("e820 entry %d at %#x has no size", off/E820EntryLen, start)
+			continue
+		}
+		m.Entries = append(m.Entries, Entry{Range: r, Kind: kind})
+	}
+	m, err := m.checked()
+	if err != nil {
+		return Map{}, fmt.Errorf("read e820 table: %w", err)
+	}
+	return m, nil
+}
+
+// AppendE820 appends entries to dst as a table that E820 reads. Empty and
+// nested entries are an error: Normalize a map that has some.
+func AppendE820(dst []byte, entries []Entry) ([]byte, error) {
+	if len(entries) > MaxEntries {
+		return nil, fmt.Errorf("write e820 table: %w", ErrTooMany)
+	}
+	for i, e := range entries {
+		if e.Range.Empty() || e.Depth != 0 {
+			return nil, fmt.Errorf("write e820 table: entry %d (%v): empty or nested", i, e)
+		}
+		dst = binary.LittleEndian.AppendUint64(dst, e.Range.Start)
+		dst = binary.LittleEndian.AppendUint64(dst, e.Range.Size())
+		dst = binary.LittleEndian.AppendUint32(dst, uint32(e.Kind))
+	}
+	return dst, nil
+}

@@ -1,0 +1,202 @@
+// Package memmap reads the maps in which kernels and firmware list physical
+// memory: /sys/firmware/memmap, /proc/iomem and the e820 table.
+//
+// They end in one Map, which keeps the order, the nesting and the names of
+// its source, and entries of types that this package doesn't know. Invariants:
+//
+//   - Every entry's range holds at least one byte, and there are at most
+//     MaxEntries of them.
+//   - A Map that a parser returned has RAM in it: an empty map would make
+//     every later check pass.
+//   - What a parser understands but can't represent is a warning in the Map;
+//     what it doesn't understand is an error, and the Map is then zero.
+package memmap
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// MaxEntries caps the entries of a map. The largest e820 table of a stock
+// x86-64 kernel has 128 + 3*1024 (E820_MAX_ENTRIES, v6.12).
+const MaxEntries = 4096
+
+var (
+	// ErrNoRAM says that a map lists no RAM at all.
+	ErrNoRAM = errors.New("no RAM in the memory map")
+	// ErrTooMany says that a map has more than MaxEntries entries.
+	ErrTooMany = fmt.Errorf("more than %d entries", MaxEntries)
+)
+
+// Kind says what memory is for. The values are those of the e820 table, and
+// where entries overlap the higher one holds, so Unknown beats them all.
+type Kind uint32
+
+// The kinds, from enum e820_type in arch/x86/include/asm/e820/types.h (v6.12).
+const (
+	RAM          Kind = 1
+	Reserved     Kind = 2
+	ACPI         Kind = 3 // ACPI tables, free once they are read
+	NVS          Kind = 4 // ACPI firmware's own
+	Unusable     Kind = 5
+	Pmem         Kind = 7
+	PRAM         Kind = 12         // persistent memory, the older way to say it
+	SoftReserved Kind = 0xefffffff // RAM set aside for a driver: device-dax
+	Unknown      Kind = 0xffffffff // the source has no number for it, or a name that isn't memory's
+)
+
+// kindNames are the strings of e820_type_to_string in arch/x86/kernel/e820.c
+// (v6.1 and v6.12), which sysfs and /proc/iomem both show; it has "Unknown
+// E820 type" for the rest.
+var kindNames = []struct {
+	kind Kind
+	name string
+}{
+	{RAM, "System RAM"},
+	{Reserved, "Reserved"},
+	{ACPI, "ACPI Tables"},
+	{NVS, "ACPI Non-volatile Storage"},
+	{Unusable, "Unusable memory"},
+	{Pmem, "Persistent Memory"},
+	{PRAM, "Persistent Memory (legacy)"},
+	{SoftReserved, "Soft Reserved"},
+	{Unknown, "Unknown"},
+}
+
+// String returns the kernel's name for k, "Unknown", or "type 9" for a number
+// without a name.
+func (k Kind) String() string {
+	for _, n := range kindNames {
+		if n.kind == k {
+			return n.name
+		}
+	}
+	return fmt.Sprintf("type %d", uint32(k))
+}
+
+// parseKind returns the kind that the kernel calls name; ok is false, and the
+// kind Unknown, where name is not one of its names.
+func parseKind(name string) (k Kind, ok bool) {
+	for _, n := range kindNames {
+		if n.name == name {
+			return n.kind, true
+		}
+	}
+	return Unknown, name == "Unknown E820 type"
+}
+
+// Entry is a line of a memory map.
+type Entry struct {
+	Range phys.Range
+	Kind  Kind
+	Name  string // as the source called it; empty in an e820 table
+	Depth int    // 0 for an entry that is in no other
+}
+
+// String prints e as /proc/iomem does, with the kind in brackets where the
+// name is another.
+func (e Entry) String() string {
+	s := fmt.Sprintf("%*s%v : %s", 2*e.Depth, "", e.Range, cmp.Or(e.Name, e.Kind.String()))
+	if e.Name != "" && e.Name != e.Kind.String() {
+		s += " [" + e.Kind.String() + "]"
+	}
+	return s
+}
+
+// Map is a memory map, in the order of its source.
+type Map struct {
+	Entries  []Entry
+	Warnings []string // what the parser could not represent, one sentence each
+}
+
+// String prints one line an entry, each ended by a newline. Equal maps print
+// the same text in every version of this package: tests keep it.
+func (m Map) String() string {
+	var b strings.Builder
+	for _, e := range m.Entries {
+		b.WriteString(e.String())
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// Sorted returns m with its entries by start address; of two with the same
+// start, what is nested comes behind what it is in.
+func (m Map) Sorted() Map {
+	out := Map{slices.Clone(m.Entries), slices.Clone(m.Warnings)}
+	slices.SortStableFunc(out.Entries, func(a, b Entry) int {
+		return cmp.Or(
+			cmp.Compare(a.Range.Start, b.Range.Start),
+			cmp.Compare(a.Depth, b.Depth),
+			cmp.Compare(b.Range.End, a.Range.End),
+			cmp.Compare(a.Kind, b.Kind),
+			cmp.Compare(a.Name, b.Name),
+		)
+	})
+	return out
+}
+
+// Top returns the entries that are in no other.
+func (m Map) Top() Map {
+	return Map{Entries: slices.DeleteFunc(slices.Clone(m.Entries), func(e Entry) bool { return e.Depth > 0 })}
+}
+
+// Named returns the ranges of all entries that the source called name, such
+// as "Crash kernel"; for those at the top only, m.Top().Named(name).
+func (m Map) Named(name string) phys.Set {
+	var ranges []phys.Range
+	for _, e := range m.Entries {
+		if e.Name == name {
+			ranges = append(ranges, e.Range)
+		}
+	}
+	return phys.NewSet(ranges...)
+}
+
+// Set returns the memory that is of one of kinds once overlaps are resolved
+// as Normalize does.
+func (m Map) Set(kinds ...Kind) phys.Set {
+	var ranges []phys.Range
+	for _, e := range m.Normalize().Entries {
+		if slices.Contains(kinds, e.Kind) {
+			ranges = append(ranges, e.Range)
+		}
+	}
+	return phys.NewSet(ranges...)
+}
+
+// Hash identifies m: SHA-256 over its normalized entries, each as start, end
+// (64 bits) and kind (32 bits), little endian, behind a line that names this
+// format. It doesn't depend on order, names or warnings of the source.
+//
+// The firmware's map is what the payload sees. In a kernel that the payload
+// started, /sys/firmware/memmap is the map that the payload made, and has
+// another hash.
+func (m Map) Hash() [32]byte {
+	b := []byte("warmcore memory map 1\n")
+	for _, e := range m.Normalize().Entries {
+		b = binary.LittleEndian.AppendUint64(b, e.Range.Start)
+		b = binary.LittleEndian.AppendUint64(b, e.Range.End)
+		b = binary.LittleEndian.AppendUint32(b, uint32(e.Kind))
+	}
+	return sha256.Sum256(b)
+}
+
+// checked returns m if it has RAM.
+func (m Map) checked() (Map, error) {
+	if !slices.ContainsFunc(m.Entries, func(e Entry) bool { return e.Kind == RAM }) {
+		return Map{}, ErrNoRAM
+	}
+	return m, nil
+}
+
+func (m *Map) warnf(format string, args ...any) {
+	m.Warnings = append(m.Warnings, fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,84 @@
+package memmap
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// Normalize returns m sorted, at depth 0, without overlaps and without names.
+//
+// Overlaps are resolved and neighbours joined as e820__update_table in
+// arch/x86/kernel/e820.c (v6.12) does it: the highest kind holds, a range of
+// kind 0 is dropped, neighbours of one kind become one entry, but for PRAM
+// and SoftReserved, which stay apart wherever any entry begins or ends. What
+// the kernel has no case for: an entry that is nested in another replaces it
+// there, whatever the kinds, since it says more.
+func (m Map) Normalize() Map {
+	points := changePoints(m.Entries)
+	var out []Entry
+	active := map[layer]int{} // how many entries of each layer there are here
+	for i := 0; i < len(points); {
+		at := points[i].addr
+		for ; i < len(points) && points[i].addr == at; i++ {
+			p := points[i]
+			active[p.layer] += p.step
+			if active[p.layer] == 0 {
+				delete(active, p.layer)
+			}
+		}
+		kind := strongest(active)
+		if kind == 0 {
+			continue
+		}
+		next := phys.Range{Start: at, End: points[i].addr}
+		if n := len(out) - 1; n >= 0 && out[n].Kind == kind && out[n].Range.End == at && mergeable(kind) {
+			out[n].Range.End = next.End
+			continue
+		}
+		out = append(out, Entry{Range: next, Kind: kind})
+	}
+	return Map{Entries: out, Warnings: slices.Clone(m.Warnings)}
+}
+
+// layer is what decides between entries that overlap.
+type layer struct {
+	depth int
+	kind  Kind
+}
+
+// changePoint is an address at which an entry begins (step 1) or ends (-1).
+type changePoint struct {
+	addr  uint64
+	layer layer
+	step  int
+}
+
+func changePoints(entries []Entry) []changePoint {
+	points := make([]changePoint, 0, 2*len(entries))
+	for _, e := range entries {
+		if e.Range.Empty() {
+			continue
+		}
+		l := layer{e.Depth, e.Kind}
+		points = append(points, changePoint{e.Range.Start, l, 1}, changePoint{e.Range.End, l, -1})
+	}
+	slices.SortFunc(points, func(a, b changePoint) int { return cmp.Compare(a.addr, b.addr) })
+	return points
+}
+
+// strongest returns the kind that holds where layers overlap, 0 for none.
+func strongest(active map[layer]int) Kind {
+	var s layer
+	for l := range active {
+		if l.depth > s.depth || l.depth == s.depth && l.kind > s.kind {
+			s = l
+		}
+	}
+	return s.kind
+}
+
+// mergeable is false for kinds whose entries may each be a platform's range
+// of its own, with its own NUMA node (e820_nomerge).
+func mergeable(k Kind) bool { return k != PRAM && k != SoftReserved }

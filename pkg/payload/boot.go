@@ -1,0 +1,192 @@
+package payload
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/normalboot"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/plan"
+	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/segments"
+)
+
+const (
+	// maxKernel bounds what is read into the payload's own memory.
+	maxKernel = 64 << 20
+	// maxInitrd bounds the initrd, which is written to its place piece by
+	// piece.
+	maxInitrd = 4 << 30
+	// initrdPiece is one of those pieces.
+	initrdPiece = 4 << 20
+)
+
+// boot starts an entry; it returns only with the reason why it could not.
+func (p *Payload) boot(e normalboot.Entry) error {
+	kernel, err := readKernel(e.Kernel)
+	if err != nil {
+		return err
+	}
+	l := segments.Linux{Kernel: kernel, BootParams: p.sys.BootParams()}
+	if e.Initrd.Exists() {
+		n, err := e.Initrd.Size(maxInitrd)
+		if err != nil {
+			return err
+		}
+		l.InitrdSize = uint64(n)
+	}
+	if p.mem != nil {
+		l.RSDP = p.sys.RSDP(p.mem)
+	}
+	if p.plan == nil {
+		return p.bootUnplanned(e, l)
+	}
+	kind := p.decision.Kind
+	err = p.bootPlanned(e, l)
+	if kind == plan.Capture {
+		// The dump is in D and stays offered, at the next reset.
+		return err
+	}
+	p.log.Error("boot with the memory plan", "title", e.Title, "error", err, "so", "boot with the firmware's map, no dumps")
+	return errors.Join(err, p.bootUnplanned(e, l))
+}
+
+func readKernel(f normalboot.File) (*segments.BzImage, error) {
+	n, err := f.Size(maxKernel)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, n)
+	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read %s: %w", f.Path, err)
+	}
+	kernel, err := segments.ParseBzImage(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path, err)
+	}
+	return kernel, nil
+}
+
+func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
+	kind := p.decision.Kind
+	b := p.block
+	if kind == plan.Plain {
+		b = p.decision.Begin(p.block, p.plan, p.firmware.Hash(), p.sys.Nonce(), p.sys.Now().Unix())
+	}
+	var dropped []string
+	l.Cmdline, dropped = p.plan.Cmdline(e.Cmdline, kind, b.Capture.CoreHeader)
+	if len(dropped) > 0 {
+		p.log.Warn("boot entry's parameters left out", "parameters", fmt.Sprint(dropped))
+	}
+	l.Map = p.plan.NextMap(kind)
+	l.Allowed = p.plan.Boot
+	img, err := segments.AMD64(l)
+	if err != nil {
+		return err
+	}
+	if kind == plan.Plain {
+		// L is about to be overwritten: an older registration must not be
+		// believed after a reset in the middle of that.
+		empty := *b
+		empty.State = registration.Empty
+		if err := p.store(&empty); err != nil {
+			return err
+		}
+	}
+	if err := p.place(img, e.Initrd); err != nil {
+		return err
+	}
+	p.log.Info("kernel placed", "at", img.Segments[0].Range, "initrd", img.Initrd)
+	if err := p.sys.Load(img.Trampoline.Range.Start, []phys.Segment{img.Trampoline}); err != nil {
+		return err
+	}
+	b.Kernel = registration.Kernel{
+		Title:   clip(e.Title, registration.MaxTitle),
+		Path:    clip(e.Kernel.Path, registration.MaxPath),
+		Initrd:  clip(e.Initrd.Path, registration.MaxPath),
+		Cmdline: clip(l.Cmdline, registration.MaxCmdline),
+	}
+	if kind == plan.Plain {
+		// The crash record of the boot before has done its work.
+		if err := p.mem.Zero(phys.Range{Start: p.plan.Handoff.Start + registration.RecordOff, End: p.plan.Handoff.Start + registration.RecordOff + registration.RecordSize}); err != nil {
+			return err
+		}
+	}
+	if err := p.store(b); err != nil {
+		return err
+	}
+	p.log.Info("start", "boot", kind, "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
+	p.storeLog()
+	return p.sys.Reboot()
+}
+
+// bootUnplanned starts an entry as any boot loader would: all memory, nothing
+// preserved.
+func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
+	l.Cmdline = e.Cmdline
+	l.Map = p.firmware.Normalize()
+	own, err := p.sys.OwnRAM()
+	if err != nil {
+		return err
+	}
+	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.Set{plan.Low})
+	if p.mem != nil {
+		l.Allowed = l.Allowed.Minus(own)
+	}
+	img, err := segments.AMD64(l)
+	if err != nil {
+		return err
+	}
+	load := []phys.Segment{img.Trampoline}
+	if p.mem == nil {
+		// kexec_load takes no more than half of the payload's memory: enough
+		// for most kernels, and all that is left.
+		for i := range img.Segments {
+			s := img.Segments[i]
+			s.Range.End = s.Range.Start + (uint64(len(s.Data))+phys.PageSize-1)&^(phys.PageSize-1)
+			load = append(load, s)
+		}
+		if l.InitrdSize > 0 {
+			data := make([]byte, l.InitrdSize)
+			if _, err := e.Initrd.ReadAt(data, 0); err != nil && !errors.Is(err, io.EOF) {
+				return fmt.Errorf("read %s: %w", e.Initrd.Path, err)
+			}
+			end, _ := phys.AlignUp(img.Initrd.End, phys.PageSize)
+			load = append(load, phys.Segment{Name: "initrd", Range: phys.Range{Start: img.Initrd.Start, End: end}, Data: data})
+		}
+	} else if err := p.place(img, e.Initrd); err != nil {
+		return err
+	}
+	if err := p.sys.Load(img.Trampoline.Range.Start, load); err != nil {
+		return err
+	}
+	p.log.Info("start", "boot", "without dumps", "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
+	return p.sys.Reboot()
+}
+
+// place writes the kernel, its tables and the initrd to their places. That
+// works for any size; kexec_load would need a copy of all of it in the
+// payload's small memory (sanity_check_segment_list in kernel/kexec_core.c,
+// v6.12, refuses more than half of RAM).
+func (p *Payload) place(img *segments.Image, initrd normalboot.File) error {
+	for _, s := range img.Segments {
+		if err := p.mem.WritePhys(s.Data, s.Range.Start); err != nil {
+			return fmt.Errorf("place %v: %w", s, err)
+		}
+	}
+	piece := make([]byte, initrdPiece)
+	for done := uint64(0); done < img.Initrd.Size(); {
+		want := min(uint64(len(piece)), img.Initrd.Size()-done)
+		n, err := initrd.ReadAt(piece[:want], int64(done))
+		if n == 0 {
+			return fmt.Errorf("read %s at %d of %d bytes: %w", initrd.Path, done, img.Initrd.Size(), err)
+		}
+		if err := p.mem.WritePhys(piece[:n], img.Initrd.Start+done); err != nil {
+			return fmt.Errorf("place initrd %v: %w", img.Initrd, err)
+		}
+		done += uint64(n)
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package payload
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/plan"
+)
+
+// Options are the warmcore.* parameters of the payload kernel's command line.
+type Options struct {
+	Window     phys.Set   // warmcore.window=SIZE@ADDR[,...]; default: the payload kernel's RAM
+	Handoff    phys.Range // warmcore.handoff=SIZE@ADDR
+	Lost       phys.Set   // warmcore.lost=SIZE@ADDR[,...]: firmware overwrites it at each reset
+	BootMemory uint64     // warmcore.bootmem=SIZE
+	BlockSize  uint64     // warmcore.block=SIZE
+	Boot       string     // warmcore.boot=: title or kernel path of the entry to boot
+	Handover   string     // warmcore.handover=auto|vmcore
+	Limits     plan.Limits
+	Off        bool // warmcore.off: no dumps, the normal kernel gets all memory
+}
+
+// DefaultHandoff is where H lies without warmcore.handoff=: no x86 firmware
+// that was tried touches it, and every machine with 1 GiB has it.
+var DefaultHandoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
+
+// ParseCmdline reads the parameters; unknown and malformed ones are returned
+// as warnings and leave the default, because the machine is to boot anyway.
+func ParseCmdline(cmdline string) (o Options, warnings []string) {
+	o = Options{Handoff: DefaultHandoff, Handover: "auto", Limits: plan.DefaultLimits}
+	for _, word := range strings.Fields(cmdline) {
+		rest, ok := strings.CutPrefix(word, "warmcore.")
+		if !ok {
+			continue
+		}
+		name, value, _ := strings.Cut(rest, "=")
+		if err := o.set(name, value); err != nil {
+			warnings = append(warnings, fmt.Sprintf("parameter %s: %v; ignored", word, err))
+		}
+	}
+	return o, warnings
+}
+
+func (o *Options) set(name, value string) (err error) {
+	switch name {
+	case "window":
+		return parseRanges(value, &o.Window)
+	case "lost":
+		return parseRanges(value, &o.Lost)
+	case "handoff":
+		r, err := phys.ParseRange(value)
+		if err == nil {
+			o.Handoff = r
+		}
+		return err
+	case "bootmem":
+		return parseSize(value, &o.BootMemory)
+	case "block":
+		return parseSize(value, &o.BlockSize)
+	case "boot":
+		o.Boot = value
+	case "handover":
+		if value != "auto" && value != "vmcore" {
+			return fmt.Errorf("want auto or vmcore")
+		}
+		o.Handover = value
+	case "max_captures":
+		n, err := strconv.ParseUint(value, 10, 16)
+		if err != nil {
+			return fmt.Errorf("want a number of dumps an hour, 0 for no limit")
+		}
+		o.Limits.Captures = int(n)
+	case "max_attempts":
+		n, err := strconv.ParseUint(value, 10, 16)
+		if err != nil || n == 0 {
+			return fmt.Errorf("want a number of capture boots for a dump, at least 1")
+		}
+		o.Limits.Attempts = uint32(n)
+	case "off":
+		o.Off = true
+	default:
+		return fmt.Errorf("no such parameter")
+	}
+	return nil
+}
+
+func parseSize(value string, to *uint64) error {
+	n, err := phys.ParseSize(value)
+	if err == nil {
+		*to = n
+	}
+	return err
+}
+
+func parseRanges(value string, to *phys.Set) error {
+	var ranges []phys.Range
+	for word := range strings.SplitSeq(value, ",") {
+		r, err := phys.ParseRange(word)
+		if err != nil {
+			return err
+		}
+		ranges = append(ranges, r)
+	}
+	*to = phys.NewSet(ranges...)
+	return nil
+}

@@ -1,0 +1,298 @@
+// Package payload is what warminit does at every reset: read the handoff
+// area, plan, copy boot memory if there is a dump, and start the normal
+// kernel.
+//
+// It is a ladder. Each rung that fails is logged, with what follows from it,
+// and the next one down still boots the machine:
+//
+//  1. a capture boot, where a registration asks for it;
+//  2. a plain boot with the plan, so that a crash is dumped;
+//  3. a boot with the firmware's own memory map, and no dumps;
+//  4. the same with every segment given to kexec_load, where physical memory
+//     can't be opened;
+//  5. the next boot entry, and a new look at the disks.
+//
+// The log lies in the handoff area afterwards, for `warmcore log`.
+package payload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/normalboot"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/plan"
+	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/segments"
+)
+
+// Memory is the machine's physical memory.
+type Memory interface {
+	ReadPhys(p []byte, addr uint64) error
+	WritePhys(p []byte, addr uint64) error
+	Zero(r phys.Range) error
+	Copy(copies []phys.Copy, workers int, progress func(done uint64)) error
+}
+
+// System is the machine that the payload runs on.
+type System interface {
+	// FirmwareMap is the memory map that firmware gave.
+	FirmwareMap() (memmap.Map, error)
+	// OwnRAM is the RAM of the running payload kernel.
+	OwnRAM() (phys.Set, error)
+	// BootParams is the running kernel's zero page; nil without one.
+	BootParams() []byte
+	// RSDP is the address of ACPI's root pointer; 0 if it isn't found.
+	RSDP(Memory) uint64
+	// OpenMemory opens physical memory for writing.
+	OpenMemory() (Memory, error)
+	// Scan looks for boot entries on all disks.
+	Scan() (*normalboot.Disks, error)
+	// Load gives an image to kexec_load, Reboot starts it.
+	Load(entry uint64, segments []phys.Segment) error
+	Reboot() error
+	// Wait passes the time between two looks at the disks.
+	Wait(time.Duration)
+	Now() time.Time
+	Nonce() [16]byte
+	CPUs() int
+}
+
+// Payload is one run. Make it with New.
+type Payload struct {
+	sys     System
+	log     *slog.Logger
+	logText func() []byte // what was logged so far
+	opts    Options
+	version string
+
+	mem      Memory // nil if it can't be opened
+	firmware memmap.Map
+	plan     *plan.Plan // nil if there is none
+	handoff  []byte     // private copy of H
+	block    *registration.Block
+	decision plan.Decision
+}
+
+// New returns a run on sys that logs to log; logText returns the log's text
+// for the handoff area.
+func New(sys System, log *slog.Logger, logText func() []byte, opts Options, version string) *Payload {
+	return &Payload{sys: sys, log: log, logText: logText, opts: opts, version: version}
+}
+
+// Plan makes the plan and the decision without changing anything: all that
+// `warminit -n` does.
+func (p *Payload) Plan() {
+	var err error
+	if p.firmware, err = p.sys.FirmwareMap(); err != nil {
+		p.log.Error("firmware's memory map", "error", err, "so", "boot with what the kernel passes on, no dumps")
+		return
+	}
+	if p.mem, err = p.sys.OpenMemory(); err != nil {
+		p.mem = nil
+		p.log.Error("physical memory", "error", err, "so", "no dumps in this boot")
+		return
+	}
+	if p.opts.Off {
+		p.log.Info("warmcore.off", "so", "no dumps in this boot")
+		return
+	}
+	if p.plan, err = p.makePlan(); err != nil {
+		p.plan = nil
+		p.log.Error("memory plan", "error", err, "so", "boot with the firmware's map, no dumps")
+		return
+	}
+	p.decide()
+}
+
+func (p *Payload) makePlan() (*plan.Plan, error) {
+	window := p.opts.Window
+	if len(window) == 0 {
+		own, err := p.sys.OwnRAM()
+		if err != nil {
+			return nil, err
+		}
+		window = own.Minus(phys.Set{plan.Low})
+	}
+	in := plan.Input{
+		Firmware:    p.firmware,
+		Overwritten: p.opts.Lost.Union(loaderRanges(p.sys.BootParams())),
+		Policy: plan.Policy{
+			Window:     window,
+			Handoff:    p.opts.Handoff,
+			BlockSize:  p.opts.BlockSize,
+			BootMemory: p.opts.BootMemory,
+		},
+	}
+	made, err := plan.Make(in)
+	if err != nil {
+		return nil, err
+	}
+	if err := plan.Check(made); err != nil {
+		return nil, fmt.Errorf("the plan contradicts itself, this is a defect of warmcore: %w", err)
+	}
+	return made, nil
+}
+
+// loaderRanges is where the boot loader put the payload's initramfs.
+func loaderRanges(bootParams []byte) phys.Set {
+	r, ok := segments.RamdiskRange(bootParams)
+	if !ok {
+		return nil
+	}
+	return phys.NewSet(r)
+}
+
+func (p *Payload) decide() {
+	s := plan.Situation{
+		MapHash: p.firmware.Hash(),
+		Now:     p.sys.Now().Unix(),
+		Limits:  p.opts.Limits,
+	}
+	p.handoff = make([]byte, p.plan.Handoff.Size())
+	if err := p.mem.ReadPhys(p.handoff, p.plan.Handoff.Start); err != nil {
+		s.BlockErr = err
+		p.handoff = make([]byte, len(p.handoff))
+	} else {
+		s.Block, s.BlockErr = registration.Load(p.handoff)
+	}
+	if record, err := registration.DecodeRecord(p.handoff[registration.RecordOff:][:registration.RecordSize]); err == nil {
+		s.Record = &record
+	}
+	p.block = s.Block
+	p.decision = plan.Decide(s)
+	if p.decision.Kind == plan.Capture && s.Record != nil && p.decision.Reason == registration.ReasonPanic {
+		p.block.Capture.CPUsFlushed, p.block.Capture.CPUsSeen = s.Record.Flushed, s.Record.Expected
+	}
+	level := slog.LevelInfo
+	if s.BlockErr != nil && !errors.Is(s.BlockErr, registration.ErrEmpty) {
+		level = slog.LevelWarn
+	}
+	p.log.Log(context.Background(), level, p.decision.Kind.String()+" boot", "why", p.decision.Why)
+}
+
+// Describe prints the plan and the decision.
+func (p *Payload) Describe(w io.Writer) {
+	if p.plan == nil {
+		fmt.Fprintln(w, "no plan: the normal kernel gets the firmware's memory map, no dumps")
+		return
+	}
+	fmt.Fprint(w, p.plan)
+	fmt.Fprintf(w, "%v boot: %s\n", p.decision.Kind, p.decision.Why)
+}
+
+// Scan intervals: a disk that is slow to appear is found soon, and a machine
+// without one does not fill its console.
+const (
+	scanInterval = time.Second
+	scanPatience = 30
+)
+
+// Run does everything. It returns only if the machine could not be booted
+// and reboots can't help; on a machine it then runs again.
+func (p *Payload) Run() error {
+	p.Plan()
+	if p.plan != nil && p.decision.Kind == plan.Capture {
+		if err := p.prepareCapture(); err != nil {
+			p.log.Error("capture", "error", err, "so", "plain boot, the dump is lost")
+			p.decision = plan.Decision{Kind: plan.Plain, Prearm: true, Why: err.Error()}
+		}
+	}
+	for try := 0; ; try++ {
+		disks, err := p.sys.Scan()
+		if err != nil {
+			p.log.Error("look for disks", "error", err)
+		} else {
+			p.log.Info("disks", "entries", len(disks.Entries), "looked_at", strings.Join(disks.Looked, "; "))
+			err = p.bootAny(disks)
+			if err != nil && len(disks.Entries) > 0 && p.decision.Kind == plan.Capture {
+				p.log.Error("capture boot", "error", err, "so", "plain boot, the dump is lost")
+				p.decision = plan.Decision{Kind: plan.Plain, Prearm: true, Why: "no entry could be started for the capture"}
+				err = p.bootAny(disks)
+			}
+			disks.Close()
+		}
+		if try%scanPatience == 0 {
+			p.log.Error("no normal kernel was started", "error", err, "so", "looking again every second")
+			p.storeLog()
+		}
+		p.sys.Wait(scanInterval)
+	}
+}
+
+// bootAny starts the first entry that can be started; it returns only if
+// none can.
+func (p *Payload) bootAny(disks *normalboot.Disks) error {
+	entries := p.order(disks.Entries)
+	if len(entries) == 0 {
+		return fmt.Errorf("no boot entry; looked at: %s", strings.Join(disks.Looked, "; "))
+	}
+	var errs []error
+	for _, e := range entries {
+		err := p.boot(e)
+		p.log.Error("boot entry", "title", e.Title, "error", err)
+		errs = append(errs, fmt.Errorf("entry %q: %w", e.Title, err))
+	}
+	return errors.Join(errs...)
+}
+
+// order puts the entry first that warmcore.boot= names, and in a capture boot
+// the kernel that crashed: it is known to run on this machine.
+func (p *Payload) order(entries []normalboot.Entry) []normalboot.Entry {
+	wanted := func(e normalboot.Entry) bool {
+		if p.opts.Boot != "" {
+			return e.Title == p.opts.Boot || e.Kernel.Path == p.opts.Boot
+		}
+		return p.decision.Kind == plan.Capture && p.block != nil &&
+			p.block.Kernel.Path == e.Kernel.Path && p.block.Kernel.Title == clip(e.Title, registration.MaxTitle)
+	}
+	var first, rest []normalboot.Entry
+	for _, e := range entries {
+		if wanted(e) {
+			first = append(first, e)
+		} else {
+			rest = append(rest, e)
+		}
+	}
+	if p.opts.Boot != "" && len(first) == 0 {
+		p.log.Warn("warmcore.boot", "entry", p.opts.Boot, "error", "no such entry", "so", "the default entry")
+	}
+	return append(first, rest...)
+}
+
+func clip(s string, most int) string { return s[:min(len(s), most)] }
+
+// store writes the block into the copy of H that is older, and reads nothing
+// back: a torn write leaves the other copy.
+func (p *Payload) store(b *registration.Block) error {
+	b.PayloadVersion = p.version
+	off, data, err := registration.Store(b, p.handoff)
+	if err != nil {
+		return fmt.Errorf("registration: %w", err)
+	}
+	if err := p.mem.WritePhys(data, p.plan.Handoff.Start+uint64(off)); err != nil {
+		return fmt.Errorf("registration: %w", err)
+	}
+	copy(p.handoff[off:], data)
+	p.block = b
+	return nil
+}
+
+func (p *Payload) storeLog() {
+	if p.plan == nil || p.mem == nil {
+		return
+	}
+	// The slot is chosen from H as it was found, so that storing twice in one
+	// boot keeps the log of the boot before.
+	off, boot := registration.NextLogSlot(p.handoff)
+	slot := registration.EncodeLog(registration.Log{Boot: boot, Text: p.logText()})
+	if err := p.mem.WritePhys(slot, p.plan.Handoff.Start+uint64(off)); err != nil {
+		p.log.Warn("log", "error", err)
+	}
+}

@@ -1,0 +1,160 @@
+package payload
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/kexec"
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/normalboot"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/physmem"
+	"github.com/warmcore/warmcore/pkg/segments"
+)
+
+// Linux is the running payload kernel as a System.
+type Linux struct {
+	Log *slog.Logger
+}
+
+// mountDir is where disks are mounted, in the payload's own memory.
+const mountDir = "/run/warmcore"
+
+// FirmwareMap reads /sys/firmware/memmap, which memmap= does not change; a
+// payload kernel without it (CONFIG_FIRMWARE_MEMMAP) still has the e820
+// table of its zero page.
+func (l *Linux) FirmwareMap() (memmap.Map, error) {
+	m, err := memmap.Sysfs(os.DirFS("/sys/firmware/memmap"))
+	if err != nil {
+		table, tableErr := segments.E820Table(l.BootParams())
+		if tableErr != nil {
+			return memmap.Map{}, errors.Join(err, tableErr)
+		}
+		if m, tableErr = memmap.E820(table); tableErr != nil {
+			return memmap.Map{}, errors.Join(err, tableErr)
+		}
+		l.Log.Warn("/sys/firmware/memmap", "error", err, "so", "using the zero page's memory map")
+	}
+	for _, w := range m.Warnings {
+		l.Log.Warn("firmware's memory map", "warning", w)
+	}
+	return m, nil
+}
+
+// OwnRAM reads /proc/iomem.
+func (*Linux) OwnRAM() (phys.Set, error) {
+	f, err := os.Open("/proc/iomem")
+	if err != nil {
+		return nil, fmt.Errorf("the payload kernel's RAM: %w", err)
+	}
+	defer f.Close()
+	m, err := memmap.IOMem(f)
+	if err != nil {
+		return nil, fmt.Errorf("the payload kernel's RAM: /proc/iomem: %w", err)
+	}
+	return m.Top().Set(memmap.RAM), nil
+}
+
+// BootParams reads the zero page that the running kernel keeps.
+func (*Linux) BootParams() []byte {
+	b, err := os.ReadFile("/sys/kernel/boot_params/data")
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// RSDP asks the zero page, then EFI's table, then searches where the ACPI
+// specification (6.5, section 5.2.5.1) lets a BIOS put it.
+func (l *Linux) RSDP(mem Memory) uint64 {
+	if at := segments.RSDP(l.BootParams()); at != 0 {
+		return at
+	}
+	if b, err := os.ReadFile("/sys/firmware/efi/systab"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if hex, ok := strings.CutPrefix(strings.TrimSpace(line), "ACPI20="); ok {
+				if at, err := strconv.ParseUint(hex, 0, 64); err == nil {
+					return at
+				}
+			}
+		}
+	}
+	search := phys.NewSet(phys.Range{Start: 0xe0000, End: 0x100000})
+	var segment [2]byte // of the extended BIOS data area
+	if mem.ReadPhys(segment[:], 0x40e) == nil {
+		if ebda := uint64(binary.LittleEndian.Uint16(segment[:])) << 4; ebda >= 0x400 && ebda < 0xa0000 {
+			search = search.Union(phys.Set{{Start: ebda, End: ebda + phys.KiB}})
+		}
+	}
+	for _, r := range search {
+		b := make([]byte, r.Size())
+		if mem.ReadPhys(b, r.Start) != nil {
+			continue
+		}
+		for off := 0; off+20 <= len(b); off += 16 {
+			if bytes.HasPrefix(b[off:], []byte("RSD PTR ")) && sum(b[off:off+20]) == 0 {
+				return r.Start + uint64(off)
+			}
+		}
+	}
+	return 0
+}
+
+func sum(b []byte) (s byte) {
+	for _, x := range b {
+		s += x
+	}
+	return s
+}
+
+// OpenMemory opens /dev/mem.
+func (*Linux) OpenMemory() (Memory, error) {
+	m, err := physmem.Open("/dev/mem", true)
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Scan mounts what is on the disks, read-only.
+func (l *Linux) Scan() (*normalboot.Disks, error) { return normalboot.Scan(mountDir, l.Log) }
+
+// Load gives an image to the kernel.
+func (*Linux) Load(entry uint64, s []phys.Segment) error { return kexec.Load(entry, s, 0) }
+
+// Reboot starts it.
+func (*Linux) Reboot() error { return kexec.Reboot() }
+
+// Wait sleeps.
+func (*Linux) Wait(d time.Duration) { time.Sleep(d) }
+
+// Now is the system's clock, which the kernel sets from the RTC.
+func (*Linux) Now() time.Time { return time.Now() }
+
+// CPUs is how many workers copy.
+func (*Linux) CPUs() int { return runtime.NumCPU() }
+
+// Nonce must differ from boot to boot, it is no secret. So it is not read from
+// getrandom(2), which on a machine that has just been reset may wait many
+// seconds for entropy; the kernel's uuid does not wait, and the clock makes up
+// for what it lacks.
+func (l *Linux) Nonce() (n [16]byte) {
+	h := sha256.New()
+	uuid, err := os.ReadFile("/proc/sys/kernel/random/uuid")
+	if err != nil {
+		l.Log.Warn("random numbers", "error", err, "so", "taking the clock")
+	}
+	h.Write(uuid)
+	fmt.Fprint(h, time.Now().UnixNano())
+	copy(n[:], h.Sum(nil))
+	return n
+}

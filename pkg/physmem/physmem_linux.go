@@ -1,0 +1,205 @@
+// Package physmem reads, writes and copies physical memory through /dev/mem.
+//
+// It goes where it is told: which addresses may be written is the plan's
+// decision (pkg/plan). /dev/mem maps memory outside the running kernel's own
+// RAM even with STRICT_DEVMEM, and as write-back on x86, because the range
+// has the type of its MTRR and no other mapping (pat_x_mtrr_type in
+// arch/x86/mm/pat/memtype.c, v6.12).
+package physmem
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// Memory is physical memory, opened. Its methods may run concurrently.
+type Memory struct {
+	file *os.File
+	prot int
+}
+
+// Open opens path, /dev/mem in production; write allows WritePhys and Copy.
+func Open(path string, write bool) (*Memory, error) {
+	flags, prot := os.O_RDONLY, unix.PROT_READ
+	if write {
+		flags, prot = os.O_RDWR, unix.PROT_READ|unix.PROT_WRITE
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open physical memory: %w", err)
+	}
+	return &Memory{f, prot}, nil
+}
+
+// Close gives the device back; mappings stay valid.
+func (m *Memory) Close() error { return m.file.Close() }
+
+// Mapping is a mapped range of physical memory.
+type Mapping struct {
+	pages []byte // page aligned
+	bytes []byte
+}
+
+// Map maps r, of any alignment.
+func (m *Memory) Map(r phys.Range) (*Mapping, error) {
+	start := phys.AlignDown(r.Start, phys.PageSize)
+	end, ok := phys.AlignUp(r.End, phys.PageSize)
+	if !ok || r.Empty() || end > 1<<52 {
+		return nil, fmt.Errorf("map physical memory %v: empty, or beyond what a CPU addresses", r)
+	}
+	pages, err := unix.Mmap(int(m.file.Fd()), int64(start), int(end-start), m.prot, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		if errors.Is(err, unix.EPERM) {
+			err = fmt.Errorf("%w (the running kernel keeps it as its own RAM, or lockdown or STRICT_DEVMEM forbids it)", err)
+		}
+		return nil, fmt.Errorf("map physical memory %v: %w", r, err)
+	}
+	return &Mapping{pages, pages[r.Start-start:][:r.Size():r.Size()]}, nil
+}
+
+// Bytes is the mapped memory itself, until Close.
+func (m *Mapping) Bytes() []byte { return m.bytes }
+
+// Close unmaps.
+func (m *Mapping) Close() error { return unix.Munmap(m.pages) }
+
+// MapWindow is how much is mapped at a time, in bytes: large enough that the
+// cost of a mapping (one page table entry a page) is lost beside the copy, and
+// small enough that its page tables (1/512) fit a payload of 64 MiB.
+const MapWindow = 64 * phys.MiB
+
+// ReadPhys copies memory at addr into p.
+func (m *Memory) ReadPhys(p []byte, addr uint64) error {
+	return m.each(p, addr, func(part, mem []byte) { copy(part, mem) })
+}
+
+// WritePhys copies p to memory at addr.
+func (m *Memory) WritePhys(p []byte, addr uint64) error {
+	return m.each(p, addr, func(part, mem []byte) { copy(mem, part) })
+}
+
+// Zero clears r.
+func (m *Memory) Zero(r phys.Range) error {
+	for r.Size() > 0 {
+		part := phys.Range{Start: r.Start, End: min(r.End, r.Start+MapWindow)}
+		if err := m.touch(part, func(mem []byte) { clear(mem) }); err != nil {
+			return fmt.Errorf("clear %v: %w", part, err)
+		}
+		r.Start = part.End
+	}
+	return nil
+}
+
+func (m *Memory) each(p []byte, addr uint64, move func(part, mem []byte)) error {
+	for len(p) > 0 {
+		n := min(uint64(len(p)), MapWindow)
+		r, ok := phys.Sized(addr, n)
+		if !ok {
+			return fmt.Errorf("physical memory at %#x: beyond 64 bits", addr)
+		}
+		part := p[:n]
+		if err := m.touch(r, func(mem []byte) { move(part, mem) }); err != nil {
+			return err
+		}
+		p, addr = p[n:], r.End
+	}
+	return nil
+}
+
+// touch runs f over r. Memory that can't be reached (SIGBUS) is an error,
+// not the end of the program.
+func (m *Memory) touch(r phys.Range, f func(mem []byte)) (err error) {
+	mapping, err := m.Map(r)
+	if err != nil {
+		return err
+	}
+	defer mapping.Close()
+	defer recoverFault(&err, r)()
+	f(mapping.Bytes())
+	return nil
+}
+
+// recoverFault turns a fault in the caller into *err: defer recoverFault(&err, r)().
+func recoverFault(err *error, r phys.Range) func() {
+	old := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(old)
+		if x := recover(); x != nil {
+			fault, ok := x.(interface{ Addr() uintptr })
+			if !ok {
+				panic(x)
+			}
+			*err = fmt.Errorf("physical memory %v: fault at mapped address %#x", r, fault.Addr())
+		}
+	}
+}
+
+// Copy carries out copies with the given number of workers, each of them on
+// its own windows. It stops at the first error and then says nothing about
+// what has been copied. progress, if not nil, is called with the bytes done
+// so far, from one worker at a time.
+func (m *Memory) Copy(copies []phys.Copy, workers int, progress func(done uint64)) error {
+	parts := make(chan phys.Copy)
+	var (
+		wg    sync.WaitGroup
+		mu    sync.Mutex
+		first error
+		done  uint64
+	)
+	for range max(workers, 1) {
+		wg.Go(func() {
+			for part := range parts {
+				mu.Lock()
+				stop := first != nil
+				mu.Unlock()
+				if stop {
+					continue
+				}
+				err := m.copyWindow(part)
+				mu.Lock()
+				if err != nil && first == nil {
+					first = fmt.Errorf("copy %v: %w", part, err)
+				}
+				done += part.Size
+				if progress != nil && first == nil {
+					progress(done)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for _, c := range copies {
+		for off := uint64(0); off < c.Size; off += copyWindow {
+			parts <- phys.Copy{Src: c.Src + off, Dst: c.Dst + off, Size: min(copyWindow, c.Size-off)}
+		}
+	}
+	close(parts)
+	wg.Wait()
+	return first
+}
+
+// copyWindow is small enough that every worker gets parts of a 128 MiB copy.
+const copyWindow = 16 * phys.MiB
+
+func (m *Memory) copyWindow(c phys.Copy) (err error) {
+	src, err := m.Map(c.SrcRange())
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := m.Map(c.DstRange())
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	defer recoverFault(&err, c.SrcRange())()
+	copy(dst.Bytes(), src.Bytes())
+	return nil
+}

@@ -1,0 +1,167 @@
+package plan
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// Check proves a plan's invariants in another way than Make builds it: it
+// cuts the address space at every boundary that occurs and asks of each
+// interval, by plain comparison, what holds it. The payload calls it before
+// it writes anything; fuzz tests call it on every plan.
+func Check(p *Plan) error {
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	parts := p.parts()
+	var cuts []uint64
+	cut := func(r phys.Range) { cuts = append(cuts, r.Start, r.End) }
+	for _, part := range parts {
+		for _, r := range part.set {
+			cut(r)
+		}
+	}
+	for _, e := range p.Firmware.Entries {
+		cut(e.Range)
+	}
+	for _, c := range p.Copies {
+		if _, carry := bits.Add64(c.Src, c.Size, 0); carry != 0 {
+			fail("copy of %d bytes from %#x wraps", c.Size, c.Src)
+		}
+		if _, carry := bits.Add64(c.Dst, c.Size, 0); carry != 0 {
+			fail("copy of %d bytes to %#x wraps", c.Size, c.Dst)
+		}
+		cut(c.SrcRange())
+		cut(c.DstRange())
+	}
+	plain, capture := p.NextMap(Plain), p.NextMap(Capture)
+	for _, m := range []memmap.Map{plain, capture} {
+		for _, e := range m.Entries {
+			cut(e.Range)
+		}
+	}
+	cut(Low)
+	bounds := phys.Boundaries(cuts)
+
+	for i := 0; i+1 < len(bounds); i++ {
+		r := phys.Range{Start: bounds[i], End: bounds[i+1]}
+		at := r.Start
+		var held []string
+		for _, part := range parts {
+			for _, x := range part.set {
+				if x.Start <= at && at < x.End {
+					held = append(held, part.name)
+				}
+			}
+		}
+		ram := isRAM(p.Firmware, at)
+		above := at >= Low.End
+		switch {
+		case len(held) > 1:
+			fail("%v is both %v", r, held)
+		case len(held) == 1 && !ram:
+			fail("%v is %s but not RAM", r, held[0])
+		case len(held) == 1 && !above:
+			fail("%v is %s but below 1 MiB", r, held[0])
+		case len(held) == 0 && ram && above:
+			fail("%v is RAM that the plan forgot", r)
+		}
+		part := ""
+		if len(held) == 1 {
+			part = held[0]
+		}
+		read, written := 0, 0
+		for _, c := range p.Copies {
+			if c.Src <= at && at < c.Src+c.Size {
+				read++
+			}
+			if c.Dst <= at && at < c.Dst+c.Size {
+				written++
+			}
+		}
+		switch {
+		case part == "boot" && read != 1:
+			fail("boot memory %v is copied %d times", r, read)
+		case part != "boot" && read != 0:
+			fail("%v is copied but is no boot memory", r)
+		case part != "destination" && written != 0:
+			fail("%v is written but is no destination", r)
+		case written > 1:
+			fail("%v is written %d times", r, written)
+		}
+		low := !above && ram
+		if got, want := isRAM(capture, at), part == "boot" || low; got != want {
+			fail("%v (%s): RAM in the capture boot is %v, want %v", r, part, got, want)
+		}
+		if got, want := isRAM(plain, at), part == "boot" || part == "preserved" || low; got != want {
+			fail("%v (%s): RAM in the plain boot is %v, want %v", r, part, got, want)
+		}
+	}
+	for _, s := range []phys.Set{p.Destination, p.Preserved} {
+		for _, r := range s {
+			if r.Start%p.BlockSize != 0 || r.End%p.BlockSize != 0 {
+				fail("%v is not made of whole memory blocks of %#x", r, p.BlockSize)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func isRAM(m memmap.Map, at uint64) bool {
+	ram := false
+	for _, e := range m.Entries {
+		if e.Range.Start <= at && at < e.Range.End {
+			if e.Kind != memmap.RAM {
+				return false
+			}
+			ram = true
+		}
+	}
+	return ram
+}
+
+// CheckHeader proves that h describes the dumped memory of p: each byte of
+// it exactly once under its own physical address, besides the alias of
+// the kernel's text, and that nothing is read that the capture kernel uses
+// as RAM.
+func CheckHeader(p *Plan, h elfcore.Header) error {
+	readable := p.Destination.Union(p.Preserved)
+	if err := elfcore.Check(h, readable); err != nil {
+		return err
+	}
+	for _, n := range h.Notes {
+		if r, ok := phys.Sized(n.Offset, n.Size); !ok || !readable.Contains(r) {
+			return fmt.Errorf("note at %#x is read at %#x, which is not preserved", n.Phys, n.Offset)
+		}
+	}
+	var covered phys.Set
+	for _, l := range h.Loads {
+		r, ok := phys.Sized(l.Phys, l.Size)
+		if !ok {
+			return fmt.Errorf("load at %#x wraps", l.Phys)
+		}
+		covered = covered.Union(phys.Set{r})
+		for _, c := range p.Copies {
+			if x := c.SrcRange().Intersect(r); !x.Empty() && l.Offset-l.Phys != c.Dst-c.Src {
+				return fmt.Errorf("load of %v is read at %#x, its copy is elsewhere", r, l.Offset)
+			}
+		}
+		for _, k := range p.Preserved {
+			if k.Overlaps(r) && l.Offset != l.Phys {
+				return fmt.Errorf("load of %v, which is preserved in place, is read at %#x", r, l.Offset)
+			}
+		}
+	}
+	if missing := p.Dumped().Minus(covered); len(missing) > 0 {
+		return fmt.Errorf("dumped memory %v is in no load", missing)
+	}
+	if extra := covered.Minus(p.Dumped()); len(extra) > 0 {
+		return fmt.Errorf("loads show %v, which is not dumped memory", extra)
+	}
+	return nil
+}

@@ -1,0 +1,163 @@
+package plan
+
+import (
+	"fmt"
+
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// Limits bound what a machine that keeps crashing may cost.
+type Limits struct {
+	// Captures is how many dumps are taken within an hour; more crashes lead
+	// to plain boots. 0 means no limit.
+	Captures int
+	// Attempts is how many capture boots one dump gets.
+	Attempts uint32
+}
+
+// DefaultLimits is what an image without warmcore.max_captures= uses.
+var DefaultLimits = Limits{Captures: 5, Attempts: 3}
+
+// breakerPeriod is over which Limits.Captures counts, in seconds.
+const breakerPeriod = 3600
+
+// maxPrearmStrikes is how many dumps of a boot that no agent ever armed may
+// go unsaved before the payload stops to pre-arm: the normal system has no
+// agent, or it never gets that far.
+const maxPrearmStrikes = 2
+
+// Situation is what the payload finds at a reset.
+type Situation struct {
+	Block     *registration.Block  // nil without a valid one
+	BlockErr  error                // why Block is nil
+	Record    *registration.Record // nil without a valid one
+	MapHash   [32]byte             // of the firmware's map, now
+	Now       int64                // Unix time in seconds, as good as the clock is
+	Off       bool                 // warmcore.off is on the command line
+	Limits    Limits
+	BlockSize uint64
+}
+
+// Decision is what a reset leads to.
+type Decision struct {
+	Kind    Kind
+	Reason  registration.Reason // of the dump, in a capture boot
+	Why     string              // one sentence for the log
+	Copied  bool                // L is in D already: do not copy again
+	Prearm  bool                // in a plain boot: a crash from now on is to be dumped
+	NewDump bool                // count it
+}
+
+// Decide chooses between a plain boot and a capture boot. It is strict: what
+// it does not understand leads to a plain boot, and Why says what that was.
+func Decide(s Situation) Decision {
+	plain := func(prearm bool, format string, args ...any) Decision {
+		return Decision{Kind: Plain, Prearm: prearm, Why: fmt.Sprintf(format, args...)}
+	}
+	switch {
+	case s.Off:
+		return plain(false, "warmcore.off is on the payload's command line")
+	case s.Block == nil && s.BlockErr != nil:
+		return plain(true, "no registration: %v", s.BlockErr)
+	case s.Block == nil:
+		return plain(true, "no registration")
+	}
+	b := s.Block
+	prearm := b.Counters.PrearmStrikes < maxPrearmStrikes
+	switch b.State {
+	case registration.Empty:
+		return plain(prearm, "nothing registered")
+	case registration.Disarmed:
+		return plain(prearm, "clean shutdown: disarmed")
+	case registration.Saved, registration.Releasing:
+		return plain(prearm, "reset while %v: that dump is complete, memory of this crash is not", b.State)
+	case registration.Prearmed, registration.Armed, registration.Capturing:
+	default:
+		return plain(prearm, "registration in unknown state %v", b.State)
+	}
+	if b.MapHash != s.MapHash {
+		return plain(prearm, "the firmware's memory map changed since arming: %x is now %x", b.MapHash[:4], s.MapHash[:4])
+	}
+	if b.State == registration.Capturing || b.Capture.Copied {
+		d := Decision{Kind: Capture, Reason: b.Capture.Reason, Copied: b.Capture.Copied}
+		if b.Counters.Attempts >= s.Limits.Attempts {
+			return plain(prearm, "gave the dump up after %d capture boots in which it was not saved", b.Counters.Attempts)
+		}
+		d.Why = fmt.Sprintf("the dump was not saved in capture boot %d, it is offered again", b.Counters.Attempts)
+		return d
+	}
+	// A payload that died while it copied has counted an attempt.
+	if b.Counters.Attempts >= s.Limits.Attempts {
+		return plain(prearm, "gave the dump up after %d attempts to copy boot memory", b.Counters.Attempts)
+	}
+	if n := s.Limits.Captures; n > 0 && recent(b.Counters.LastCaptures[:], s.Now) >= min(n, len(b.Counters.LastCaptures)) && b.Counters.Attempts == 0 {
+		return plain(prearm, "%d dumps within an hour: crashes are too frequent, taking no more for now", recent(b.Counters.LastCaptures[:], s.Now))
+	}
+	d := Decision{Kind: Capture, NewDump: b.Counters.Attempts == 0}
+	switch {
+	case b.State == registration.Prearmed:
+		d.Reason = registration.ReasonEarly
+		d.Why = "reset before the agent had armed: early crash or reset"
+	case s.Record != nil && s.Record.Nonce == b.Identity.Nonce:
+		d.Reason = registration.ReasonPanic
+		d.Why = fmt.Sprintf("panic on the CPU with APIC ID %d, caches of %d of %d CPUs flushed", s.Record.APIC, s.Record.Flushed, s.Record.Expected)
+	default:
+		d.Reason = registration.ReasonReset
+		d.Why = "armed, and reset without a crash record: watchdog or reset"
+	}
+	return d
+}
+
+// recent counts the captures within the hour before now. A clock that went
+// backwards counts them all.
+func recent(captures []int64, now int64) (n int) {
+	for _, t := range captures {
+		if t != 0 && now-t < breakerPeriod {
+			n++
+		}
+	}
+	return n
+}
+
+// Begin returns the block as it is to be stored before boot memory is copied
+// (capture) or before the normal kernel is placed (plain). nonce is fresh;
+// old is nil where there was no valid block.
+func (d Decision) Begin(old *registration.Block, p *Plan, hash [32]byte, nonce [16]byte, now int64) *registration.Block {
+	b := &registration.Block{State: registration.Empty}
+	if old != nil {
+		c := *old
+		b = &c
+	}
+	b.Counters.Boots++
+	b.MapHash = hash
+	if p != nil {
+		b.Plan = p.Ranges()
+		b.Policy.BlockSize = p.BlockSize
+	}
+	if d.Kind == Capture {
+		b.Counters.Attempts++
+		b.Capture.Reason = d.Reason
+		if d.NewDump {
+			b.Counters.Captures++
+			copy(b.Counters.LastCaptures[1:], b.Counters.LastCaptures[:len(b.Counters.LastCaptures)-1])
+			b.Counters.LastCaptures[0] = max(now, 1)
+			b.Capture.Time = now
+			if d.Reason == registration.ReasonEarly {
+				b.Counters.PrearmStrikes++
+			}
+		}
+		return b
+	}
+	if old != nil && old.State == registration.Disarmed {
+		b.Counters.LastCaptures = [len(b.Counters.LastCaptures)]int64{}
+	}
+	b.Counters.Attempts = 0
+	b.Capture = registration.Capture{}
+	b.CPUNotes, b.VMCoreInfo, b.Mapping = nil, registration.Note{}, registration.Mapping{}
+	b.Identity = registration.Identity{Nonce: nonce, Time: now}
+	b.State = registration.Empty
+	if d.Prearm {
+		b.State = registration.Prearmed
+	}
+	return b
+}

@@ -1,0 +1,191 @@
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// Kind is how the payload starts the normal kernel.
+type Kind int
+
+const (
+	// Plain is a boot with no dump to save.
+	Plain Kind = iota
+	// Capture is a boot with a dump to save.
+	Capture
+)
+
+func (k Kind) String() string {
+	if k == Capture {
+		return "capture"
+	}
+	return "plain"
+}
+
+// NextMap returns the memory map for the normal kernel. What is not RAM stays
+// as firmware said. Lendable and, in a capture boot, preserved memory is Soft
+// Reserved: the kernel does not touch it by itself, and makes a dax device of
+// each range that the agent can turn into memory (e820_type_to_iores_desc in
+// arch/x86/kernel/e820.c and drivers/dax/hmem, v6.1). The rest is Reserved.
+func (p *Plan) NextMap(kind Kind) memmap.Map {
+	kinds := []struct {
+		set  phys.Set
+		kind memmap.Kind
+	}{
+		{p.Firmware.Set(memmap.RAM).Intersect(phys.Set{Low}), memmap.RAM},
+		{p.Boot, memmap.RAM},
+		{p.Preserved, memmap.RAM},
+		{p.Lendable(), memmap.SoftReserved},
+		{phys.Set{p.Handoff}.Union(p.Lost).Union(p.Window.Minus(p.Lendable())), memmap.Reserved},
+	}
+	if kind == Capture {
+		kinds[2].kind = memmap.SoftReserved
+	}
+	var m memmap.Map
+	for _, k := range kinds {
+		for _, r := range k.set {
+			m.Entries = append(m.Entries, memmap.Entry{Range: r, Kind: k.kind})
+		}
+	}
+	for _, e := range p.Firmware.Normalize().Entries {
+		if e.Kind != memmap.RAM {
+			m.Entries = append(m.Entries, e)
+		}
+	}
+	slices.SortFunc(m.Entries, func(a, b memmap.Entry) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
+	return m.Normalize()
+}
+
+// Ours are the kernel parameters that only the payload may set; others' are
+// taken out of a boot entry's command line.
+var ours = []string{"crashkernel=", "elfcorehdr=", "memhp_default_state=", "warmcore.handoff="}
+
+// Cmdline returns the normal kernel's command line: the boot entry's own and
+// what the plan needs. header is where the ELF core header lies in a capture
+// boot. Parameters of the entry that contradict the plan are left out and
+// returned.
+//
+//   - crashkernel=1M holds the stub; kdump's own reservation would waste memory.
+//   - memhp_default_state=offline and the blacklist (which stops automatic
+//     loading only) keep the kernel from bringing Soft Reserved memory online
+//     before the dump is saved: MHP_DEFAULT_ONLINE_TYPE_ONLINE_AUTO=y in
+//     Debian's 6.12.
+func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (cmdline string, dropped []string) {
+	var words []string
+	beforeInit := len(strings.Fields(entry))
+	fields := strings.Fields(entry)
+	if i := slices.Index(fields, "--"); i >= 0 {
+		beforeInit = i // what follows is init's, not the kernel's
+	}
+	for _, w := range fields[:beforeInit] {
+		if slices.ContainsFunc(ours, func(o string) bool { return strings.HasPrefix(w, o) }) {
+			dropped = append(dropped, w)
+			continue
+		}
+		words = append(words, w)
+	}
+	words = append(words,
+		"crashkernel=1M",
+		"memhp_default_state=offline",
+		"modprobe.blacklist=kmem,dax_hmem,device_dax",
+		fmt.Sprintf("warmcore.handoff=%#x,%#x", p.Handoff.Start, p.Handoff.Size()))
+	if kind == Capture {
+		words = append(words, fmt.Sprintf("elfcorehdr=%dK@%#x", (header.Size()+phys.KiB-1)/phys.KiB, header.Start))
+	}
+	return strings.Join(append(words, fields[beforeInit:]...), " "), dropped
+}
+
+// defaultDirectBase is where x86-64 maps physical address 0 without KASLR
+// (Documentation/arch/x86/x86_64/mm.rst, v6.12).
+const defaultDirectBase = 0xffff888000000000
+
+// CoreHeader returns the ELF core header of the dump: where each byte that the
+// crashed kernel had is now. A copied piece has its old address in p_paddr
+// and lies at p_offset. Notes that lie outside the dumped memory, or across
+// two pieces of it, are left out and returned as warnings; so is a mapping that
+// can't be true.
+func (p *Plan) CoreHeader(machine uint16, notes []registration.Note, mapping registration.Mapping) (elfcore.Header, []string) {
+	h, warnings := p.coreHeader(machine, notes, mapping)
+	if mapping != (registration.Mapping{}) && elfcore.Check(h, p.Destination.Union(p.Preserved)) != nil {
+		var more []string
+		h, more = p.coreHeader(machine, notes, registration.Mapping{})
+		warnings = append(more, fmt.Sprintf("the kernel mapping %#x contradicts itself, left out", mapping))
+	}
+	return h, warnings
+}
+
+// minNote is the size of a note's header, in bytes.
+const minNote = 12
+
+func (p *Plan) coreHeader(machine uint16, notes []registration.Note, mapping registration.Mapping) (elfcore.Header, []string) {
+	h := elfcore.Header{Machine: machine}
+	var warnings []string
+	var taken phys.Set
+	pieces := p.pieces()
+	for _, n := range notes {
+		r, ok := phys.Sized(n.Addr, n.Size)
+		now := locate(pieces, r)
+		switch {
+		case n == registration.Note{}: // a CPU that never was there
+			continue
+		case n.Size < minNote || n.Size > elfcore.MaxNoteSize:
+			warnings = append(warnings, fmt.Sprintf("note at %#x: %d bytes can't be one", n.Addr, n.Size))
+			continue
+		case !ok || len(now) != 1 || now[0].Size != n.Size:
+			warnings = append(warnings, fmt.Sprintf("note at %#x, %d bytes: not in one piece of dumped memory", n.Addr, n.Size))
+			continue
+		case taken.Overlaps(r):
+			warnings = append(warnings, fmt.Sprintf("note at %#x: overlaps another", n.Addr))
+			continue
+		}
+		taken = taken.Union(phys.Set{r})
+		h.Notes = append(h.Notes, elfcore.Note{Phys: n.Addr, Offset: now[0].Dst, Size: n.Size})
+	}
+	// Whole pages only: fs/proc/vmcore.c rounds loads outwards.
+	if text, ok := phys.Sized(mapping.TextPhys, mapping.TextSize&^(phys.PageSize-1)); ok && mapping.TextVirt != 0 && mapping.TextPhys%phys.PageSize == 0 {
+		for _, c := range locate(pieces, text) {
+			h.Loads = append(h.Loads, elfcore.Load{Virt: mapping.TextVirt + (c.Src - mapping.TextPhys), Phys: c.Src, Offset: c.Dst, Size: c.Size})
+		}
+	}
+	base := mapping.DirectBase
+	if base == 0 {
+		base = defaultDirectBase
+		warnings = append(warnings, fmt.Sprintf("the base of the direct map is not known, taking %#x", base))
+	}
+	for _, c := range pieces {
+		h.Loads = append(h.Loads, elfcore.Load{Virt: base + c.Src, Phys: c.Src, Offset: c.Dst, Size: c.Size})
+	}
+	return h, warnings
+}
+
+// pieces is the dumped memory, cut where the place of its bytes changes: Src
+// is the address in the crashed kernel, Dst where the bytes are now.
+func (p *Plan) pieces() []phys.Copy {
+	out := slices.Clone(p.Copies)
+	for _, r := range p.Preserved {
+		out = append(out, phys.Copy{Src: r.Start, Dst: r.Start, Size: r.Size()})
+	}
+	slices.SortFunc(out, func(a, b phys.Copy) int { return cmp.Compare(a.Src, b.Src) })
+	return out
+}
+
+// locate returns the parts of r that are in pieces, with where they are now.
+func locate(pieces []phys.Copy, r phys.Range) (now []phys.Copy) {
+	for _, c := range pieces {
+		if x := c.SrcRange().Intersect(r); !x.Empty() {
+			now = append(now, phys.Copy{Src: x.Start, Dst: c.Dst + (x.Start - c.Src), Size: x.Size()})
+		}
+	}
+	return now
+}
+
+// Now returns where the bytes of r, an address range of the crashed kernel,
+// are after the copy, cut where that changes. What is not dumped is missing.
+func (p *Plan) Now(r phys.Range) []phys.Copy { return locate(p.pieces(), r) }

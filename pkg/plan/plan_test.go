@@ -1,0 +1,317 @@
+package plan
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden plans")
+
+const (
+	mib = phys.MiB
+	gib = phys.GiB
+)
+
+// q35 is the map that SeaBIOS gives on QEMU's q35 machine.
+func q35(ram uint64) memmap.Map {
+	low, high := ram, uint64(0)
+	if ram >= 0xb0000000 {
+		low, high = 2*gib, ram-2*gib
+	}
+	m := memmap.Map{Entries: []memmap.Entry{
+		{Range: phys.Range{Start: 0, End: 0x9fc00}, Kind: memmap.RAM},
+		{Range: phys.Range{Start: 0x9fc00, End: 0xa0000}, Kind: memmap.Reserved},
+		{Range: phys.Range{Start: 0xf0000, End: mib}, Kind: memmap.Reserved},
+		{Range: phys.Range{Start: mib, End: low - 0x21000}, Kind: memmap.RAM},
+		{Range: phys.Range{Start: low - 0x21000, End: low}, Kind: memmap.Reserved},
+		{Range: phys.Range{Start: 0xb0000000, End: 0xc0000000}, Kind: memmap.Reserved},
+		{Range: phys.Range{Start: 0xfed1c000, End: 0xfed20000}, Kind: memmap.Reserved},
+		{Range: phys.Range{Start: 0xfeffc000, End: 0xff000000}, Kind: memmap.Reserved},
+		{Range: phys.Range{Start: 0xfffc0000, End: 4 * gib}, Kind: memmap.Reserved},
+	}}
+	if high > 0 {
+		m.Entries = append(m.Entries, memmap.Entry{Range: phys.Range{Start: 4 * gib, End: 4*gib + high}, Kind: memmap.RAM})
+	}
+	return m
+}
+
+func size(start, n uint64) phys.Range { return phys.Range{Start: start, End: start + n} }
+
+var usual = Policy{Window: phys.Set{size(384*mib, 128*mib)}, Handoff: size(512*mib, 2*mib)}
+
+// ram returns a map of nothing but RAM.
+func ram(ranges ...phys.Range) (m memmap.Map) {
+	for _, r := range ranges {
+		m.Entries = append(m.Entries, memmap.Entry{Range: r, Kind: memmap.RAM})
+	}
+	return m
+}
+
+func with(p Policy, change func(*Policy)) Policy {
+	p.Window = slices.Clone(p.Window)
+	change(&p)
+	return p
+}
+
+var machines = []struct {
+	name string
+	in   Input
+}{
+	{"q35-1g", Input{Firmware: q35(1 * gib), Policy: usual}},
+	{"q35-2g", Input{Firmware: q35(2 * gib), Policy: usual}},
+	{"q35-6g", Input{Firmware: q35(6 * gib), Policy: usual}},
+	{"q35-2g-stock-payload", Input{
+		Firmware:    q35(2 * gib),
+		Overwritten: phys.Set{size(2*gib-0x900123, 0x800123)},
+		Policy:      Policy{Window: phys.Set{size(mib, 127*mib)}, Handoff: size(512*mib, 2*mib)},
+	}},
+	{"64g", Input{Firmware: q35(64 * gib), Policy: usual}},
+	{"1t-two-nodes", Input{
+		Firmware: ram(size(0, 640*phys.KiB), size(mib, 2*gib-mib), size(4*gib, 510*gib), size(1024*gib, 512*gib)),
+		Policy:   usual,
+	}},
+	{"holes", Input{
+		Firmware: ram(size(0, 640*phys.KiB), size(mib, 900*mib), size(1000*mib, 333*mib), size(5*gib+3*mib, 1111*mib), size(8*gib, 12345*phys.KiB)),
+		Policy:   usual,
+	}},
+	{"two-windows", Input{
+		Firmware: q35(4 * gib),
+		Policy:   with(usual, func(p *Policy) { p.Window = append(p.Window, size(768*mib, 64*mib)) }),
+	}},
+	{"bootmem-1g", Input{Firmware: q35(8 * gib), Policy: with(usual, func(p *Policy) { p.BootMemory = gib })}},
+}
+
+// TestMake compares each plan with testdata/NAME.plan and proves it.
+func TestMake(t *testing.T) {
+	for _, m := range machines {
+		t.Run(m.name, func(t *testing.T) {
+			p, err := Make(m.in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := Check(p); err != nil {
+				t.Errorf("Check: %v", err)
+			}
+			got := p.String() + "\nplain boot:\n" + p.NextMap(Plain).String() + "\ncapture boot:\n" + p.NextMap(Capture).String()
+			file := filepath.Join("testdata", m.name+".plan")
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("plan (-want +got):\n%s", diff)
+			}
+			again, err := Make(m.in)
+			if err != nil || again.String() != p.String() {
+				t.Errorf("the same input gave another plan: %v", err)
+			}
+		})
+	}
+}
+
+func TestMakeRefuses(t *testing.T) {
+	tests := []struct {
+		name string
+		in   Input
+		want string
+	}{
+		{"no RAM", Input{Policy: usual}, "no RAM above 1 MiB"},
+		{"RAM below 1 MiB only", Input{Firmware: ram(size(0, 640*phys.KiB)), Policy: usual}, "no RAM above 1 MiB"},
+		{"machine too small", Input{Firmware: q35(640 * mib), Policy: usual}, "boot memory: want at least 256 MiB"},
+		{"no room for the copy", Input{Firmware: ram(size(mib, 700*mib)), Policy: with(usual, func(p *Policy) { p.BlockSize = 256 * mib })}, "destination: "},
+		{"window outside RAM", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window[0] = size(3*gib, 128*mib) })}, "window is not RAM"},
+		{"window over handoff area", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(400*mib, 2*mib) })}, "window overlaps the handoff area: 19000000-191fffff"},
+		{"window in the first MiB", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = phys.Set{size(0, 64*mib)} })}, "first MiB"},
+		{"no window", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = nil })}, "window is empty"},
+		{"window of half pages", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = phys.Set{size(384*mib, 1234)} })}, "begin and end at a page"},
+		{"handoff area outside RAM", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(3*gib, 2*mib) })}, "handoff area is not RAM"},
+		{"handoff area too small", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(512*mib, mib) })}, "handoff area is smaller than 2 MiB"},
+		{"handoff area overwritten", Input{Firmware: q35(2 * gib), Overwritten: phys.Set{size(513*mib, 1)}, Policy: usual}, "overwrites the handoff area: 20100000-20100fff"},
+		{"block size", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.BlockSize = 100 * mib })}, "not a power of two"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := Make(tt.in)
+			var refusal *Refusal
+			if !errors.As(err, &refusal) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Make: %v, %v; want a refusal with %q", p, err, tt.want)
+			}
+			if p != nil {
+				t.Errorf("a refusal came with a plan:\n%v", p)
+			}
+		})
+	}
+}
+
+// TestCheckFinds breaks a good plan in each way that Check is there for.
+func TestCheckFinds(t *testing.T) {
+	tests := []struct {
+		name  string
+		spoil func(*Plan)
+		want  string
+	}{
+		{"overlap", func(p *Plan) { p.Preserved = p.Preserved.Union(phys.Set{{Start: p.Boot[0].Start, End: p.Boot[0].Start + p.BlockSize}}) }, "is both"},
+		{"forgotten RAM", func(p *Plan) { p.Preserved = p.Preserved[1:] }, "the plan forgot"},
+		{"not RAM", func(p *Plan) { p.Lost = phys.Set{size(3*gib, mib)} }, "not RAM"},
+		{"copy to elsewhere", func(p *Plan) { p.Copies[0].Dst = p.Preserved[0].Start }, "is written but is no destination"},
+		{"copy to the handoff area", func(p *Plan) { p.Copies[0].Dst = p.Handoff.Start; p.Copies[0].Size = 4096 }, "is written but is no destination"},
+		{"missing copy", func(p *Plan) { p.Copies = p.Copies[1:] }, "is copied 0 times"},
+		{"copied twice", func(p *Plan) { p.Copies = append(p.Copies, p.Copies[0]) }, "is copied 2 times"},
+		{"wrapping copy", func(p *Plan) { p.Copies[0].Size = ^uint64(0) }, "wraps"},
+		{"half a block", func(p *Plan) {
+			p.Preserved[0].Start += mib
+			p.Lost = phys.Set{{Start: p.Preserved[0].Start - mib, End: p.Preserved[0].Start}}
+		}, "whole memory blocks"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := Make(Input{Firmware: q35(2 * gib), Policy: usual})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Boot, p.Preserved = slices.Clone(p.Boot), slices.Clone(p.Preserved)
+			tt.spoil(p)
+			if err := Check(p); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Check: %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestCmdline(t *testing.T) {
+	p, err := Make(Input{Firmware: q35(2 * gib), Policy: usual})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const ours = "crashkernel=1M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,device_dax warmcore.handoff=0x20000000,0x200000"
+	header := phys.Range{Start: 0x200c0000, End: 0x200c0000 + 1300}
+	tests := []struct {
+		name, entry string
+		kind        Kind
+		want        string
+		dropped     []string
+	}{
+		{"empty", "", Plain, ours, nil},
+		{"plain", "root=/dev/vda1 ro quiet", Plain, "root=/dev/vda1 ro quiet " + ours, nil},
+		{"capture", "root=/dev/vda1 ro", Capture, "root=/dev/vda1 ro " + ours + " elfcorehdr=2K@0x200c0000", nil},
+		{"kdump configured", "ro crashkernel=384M-:192M elfcorehdr=1 quiet", Plain, "ro quiet " + ours, []string{"crashkernel=384M-:192M", "elfcorehdr=1"}},
+		{"parameters of init", "ro -- single crashkernel=x", Plain, "ro " + ours + " -- single crashkernel=x", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, dropped := p.Cmdline(tt.entry, tt.kind, header)
+			if got != tt.want || !slices.Equal(dropped, tt.dropped) {
+				t.Errorf("got  %q, dropped %q\nwant %q, dropped %q", got, dropped, tt.want, tt.dropped)
+			}
+		})
+	}
+}
+
+func TestCoreHeader(t *testing.T) {
+	p, err := Make(Input{Firmware: q35(6 * gib), Policy: usual})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inBoot, kept := p.Boot[0].Start+0x1234000, p.Preserved[0].Start+0x5000
+	notes := []registration.Note{
+		{Addr: inBoot, Size: 0x200},
+		{Addr: kept, Size: 0x200},
+		{Addr: p.Handoff.Start, Size: 0x200},              // not dumped
+		{Addr: p.Preserved[0].End - 0x100, Size: 0x200},   // across the end
+		{Addr: ^uint64(0) - 5, Size: 0x200},               // wraps
+		{Addr: p.Window[0].Start + 0x1000, Size: 1 << 12}, // in the window
+	}
+	mapping := registration.Mapping{DirectBase: 0xffff9a0000000000, TextVirt: 0xffffffffa1000000, TextPhys: p.Boot[0].End - 16*mib, TextSize: 32*mib + 123}
+	h, warnings := p.CoreHeader(62, notes, mapping)
+	if err := CheckHeader(p, h); err != nil {
+		t.Errorf("CheckHeader: %v", err)
+	}
+	if len(h.Notes) != 2 || len(warnings) != 4 {
+		t.Errorf("%d notes and warnings %q, want 2 notes and 4 warnings", len(h.Notes), warnings)
+	}
+	if h.Notes[0].Phys != inBoot || !p.Destination.Contains(size(h.Notes[0].Offset, h.Notes[0].Size)) {
+		t.Errorf("note in boot memory %#x is read at %#x, want a place in the destination", inBoot, h.Notes[0].Offset)
+	}
+	if h.Notes[1].Offset != kept {
+		t.Errorf("note in preserved memory %#x is read at %#x", kept, h.Notes[1].Offset)
+	}
+	last := h.Loads[len(h.Loads)-1]
+	if last.Virt != mapping.DirectBase+last.Phys {
+		t.Errorf("load of %#x has the virtual address %#x", last.Phys, last.Virt)
+	}
+	// A header that shows what is not preserved must not pass.
+	for i := range h.Loads {
+		if h.Loads[i].Offset != h.Loads[i].Phys {
+			h.Loads[i].Offset = h.Loads[i].Phys
+			break
+		}
+	}
+	if err := CheckHeader(p, h); err == nil {
+		t.Error("CheckHeader takes a header that reads boot memory in place")
+	}
+}
+
+// FuzzMake makes maps and policies out of bytes; whatever is not refused must
+// pass the checker, and so must a core header for it.
+func FuzzMake(f *testing.F) {
+	f.Add([]byte{0, 8, 1, 32, 2, 1}, uint16(3), uint16(1), uint16(4), uint8(0))
+	f.Add([]byte{0, 255, 3, 200, 1, 1, 50, 90}, uint16(24), uint16(8), uint16(32), uint8(2))
+	f.Fuzz(func(t *testing.T, b []byte, window, windowSize, handoff uint16, block uint8) {
+		const unit = 16 * mib
+		var m memmap.Map
+		at := uint64(0)
+		for i := 0; i+1 < len(b) && i < 64; i += 2 {
+			kind := memmap.RAM
+			if b[i]&0x80 != 0 {
+				kind = memmap.Reserved
+			}
+			at += uint64(b[i]&0x1f) * unit / 8
+			n := uint64(b[i+1])*unit + uint64(b[i]&0x60)*1111
+			if n == 0 {
+				continue
+			}
+			m.Entries = append(m.Entries, memmap.Entry{Range: size(at, n), Kind: kind})
+			if b[i]&0x60 != 0x60 { // sometimes let entries overlap
+				at += n
+			}
+		}
+		in := Input{Firmware: m, Overwritten: phys.Set{size(uint64(window)*unit/4, uint64(block))}, Policy: Policy{
+			Window:  phys.Set{size(uint64(window)*unit, uint64(windowSize)*unit)},
+			Handoff: size(uint64(handoff)*unit, 2*mib),
+		}}
+		if block&0xf != 0 {
+			in.Policy.BlockSize = 1 << (20 + block&0xf)
+		}
+		p, err := Make(in)
+		if err != nil {
+			if p != nil {
+				t.Fatal("a plan came with an error")
+			}
+			return
+		}
+		if err := Check(p); err != nil {
+			t.Fatalf("%v\n%v", err, p)
+		}
+		note := registration.Note{Addr: uint64(window) * 4096 * 77, Size: uint64(handoff)}
+		h, _ := p.CoreHeader(62, []registration.Note{note}, registration.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Addr, TextSize: uint64(windowSize) * 4096 * 100})
+		if err := CheckHeader(p, h); err != nil {
+			t.Fatalf("%v\n%v\n%v", err, h, p)
+		}
+	})
+}

@@ -1,0 +1,240 @@
+// Package segments places a kernel and what it needs in memory and writes
+// the tables that the kernel's boot protocol asks for.
+//
+// It decides only: the result is a list of places and bytes. All of them are
+// inside the memory that the caller allows (boot memory), and none overlap.
+// There is one file for each architecture, without build constraints, so that
+// both are tested everywhere.
+package segments
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/warmcore/warmcore/boot/trampoline"
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// Linux is a kernel to be placed.
+type Linux struct {
+	Kernel     *BzImage
+	InitrdSize uint64 // bytes; 0 for none. The caller writes them to Image.Initrd
+	Cmdline    string
+	Map        memmap.Map // the memory map for it
+	Allowed    phys.Set   // where anything may be placed
+	RSDP       uint64     // address of ACPI's root pointer; 0 lets the kernel search
+	// BootParams is the running kernel's zero page, or nil: the screen's
+	// description is taken over from it, so that the next console works.
+	BootParams []byte
+}
+
+// Image is a placed kernel.
+type Image struct {
+	Segments   []phys.Segment // to be written to their places
+	Initrd     phys.Range     // where the initrd goes
+	Trampoline phys.Segment   // to be given to kexec_load, entered at its start
+	Entry      uint64         // the kernel's 64-bit entry point
+}
+
+const fourGiB = 4 * phys.GiB
+
+// trampolineSize bounds the trampoline with its page tables.
+const trampolineSize = 64 * phys.KiB
+
+// AMD64 places a bzImage for the 64-bit boot protocol
+// (Documentation/arch/x86/boot.rst, v6.12).
+//
+// The kernel goes below 4 GiB, to its preferred address if that is allowed,
+// else to the lowest place of its alignment. The trampoline's page tables
+// map those 4 GiB one to one; the kernel maps an initrd above them itself.
+func AMD64(l Linux) (*Image, error) {
+	k := l.Kernel
+	if uint64(len(l.Cmdline)) > k.CmdlineSize {
+		return nil, fmt.Errorf("command line of %d bytes: the kernel takes %d", len(l.Cmdline), k.CmdlineSize)
+	}
+	free := l.Allowed.AlignIn(phys.PageSize)
+	low := free.Intersect(phys.Set{{Start: 0, End: fourGiB}})
+	kernel, err := k.place(low)
+	if err != nil {
+		return nil, err
+	}
+	var img Image
+	take := func(r phys.Range) { free, low = free.Minus(phys.Set{r}), low.Minus(phys.Set{r}) }
+	take(kernel)
+	img.Segments = append(img.Segments, phys.Segment{Name: "kernel", Range: kernel, Data: k.code})
+	img.Entry = kernel.Start + entry64
+
+	if l.InitrdSize > 0 {
+		where := free
+		if !k.Above4G {
+			where = low.Intersect(phys.Set{{Start: 0, End: k.InitrdMax + 1}}).AlignIn(phys.PageSize)
+		}
+		if img.Initrd, err = highest(where, l.InitrdSize); err != nil {
+			return nil, fmt.Errorf("place initrd: %w", err)
+		}
+		take(phys.Range{Start: img.Initrd.Start, End: roundUp(img.Initrd.End)})
+	}
+
+	table, err := memmap.AppendE820(nil, l.Map.Normalize().Entries)
+	if err != nil {
+		return nil, err
+	}
+	var extra []byte // entries beyond those of the zero page
+	if len(table) > maxE820*e820Size {
+		table, extra = table[:maxE820*e820Size], table[maxE820*e820Size:]
+	}
+	// Zero page, command line, and setup_data, one behind the other.
+	const zeroPage = phys.PageSize
+	cmdlineSize := roundUp(uint64(len(l.Cmdline)) + 1)
+	size := zeroPage + cmdlineSize
+	if len(extra) > 0 {
+		size += roundUp(setupDataHeader + uint64(len(extra)))
+	}
+	at, err := lowest(low, size, phys.PageSize)
+	if err != nil {
+		return nil, fmt.Errorf("place zero page and command line: %w", err)
+	}
+	take(at)
+	data := make([]byte, size)
+	cmdlineAt := at.Start + zeroPage
+	k.zeroPage(data[:zeroPage], l, img.Initrd, cmdlineAt, table)
+	copy(data[zeroPage:], l.Cmdline)
+	if len(extra) > 0 {
+		off := zeroPage + cmdlineSize
+		appendSetupData(data[off:off], setupE820Ext, extra)
+		binary.LittleEndian.PutUint64(data[offSetupData:], at.Start+off)
+	}
+	img.Segments = append(img.Segments, phys.Segment{Name: "zero page", Range: at, Data: data})
+
+	place, err := lowest(low, trampolineSize, phys.PageSize)
+	if err != nil {
+		return nil, fmt.Errorf("place trampoline: %w", err)
+	}
+	code, err := trampoline.Build(trampoline.Params{Base: place.Start, Entry: img.Entry, BootParams: at.Start, MapTop: fourGiB})
+	if err != nil {
+		return nil, err
+	}
+	if uint64(len(code)) > trampolineSize {
+		return nil, fmt.Errorf("trampoline of %d bytes: more than %d", len(code), trampolineSize)
+	}
+	place.End = roundUp(place.Start + uint64(len(code)))
+	img.Trampoline = phys.Segment{Name: "trampoline", Range: place, Data: code}
+	return &img, nil
+}
+
+func (k *BzImage) place(low phys.Set) (phys.Range, error) {
+	size := roundUp(k.InitSize)
+	want := phys.Range{Start: k.PrefAddress, End: k.PrefAddress + size}
+	if low.Contains(want) && want.Start < want.End && want.Start%phys.PageSize == 0 {
+		return want, nil
+	}
+	if !k.Relocatable {
+		return phys.Range{}, fmt.Errorf("place kernel: it is not relocatable and its place %v is not boot memory (%v)", want, low)
+	}
+	r, err := lowest(low, size, max(k.Alignment, phys.PageSize))
+	if err != nil {
+		return phys.Range{}, fmt.Errorf("place kernel: %w", err)
+	}
+	return r, nil
+}
+
+func (k *BzImage) zeroPage(b []byte, l Linux, initrd phys.Range, cmdline uint64, e820 []byte) {
+	le := binary.LittleEndian
+	if len(l.BootParams) >= int(phys.PageSize) {
+		copy(b[offScreenInfo:][:0x40], l.BootParams[offScreenInfo:])
+		copy(b[offEDID:][:0x80], l.BootParams[offEDID:])
+	}
+	copy(b[offSetupSects:], k.header)
+	b[offTypeOfLoader] = typeUndefined
+	le.PutUint64(b[offRSDP:], l.RSDP)
+	le.PutUint32(b[offRamdiskImage:], uint32(initrd.Start))
+	le.PutUint32(b[offExtRamdiskImage:], uint32(initrd.Start>>32))
+	le.PutUint32(b[offRamdiskSize:], uint32(initrd.Size()))
+	le.PutUint32(b[offExtRamdiskSize:], uint32(initrd.Size()>>32))
+	le.PutUint32(b[offCmdLinePtr:], uint32(cmdline))
+	le.PutUint32(b[offExtCmdLinePtr:], uint32(cmdline>>32))
+	le.PutUint64(b[offSetupData:], 0)
+	b[offE820Entries] = byte(len(e820) / e820Size)
+	copy(b[offE820Table:], e820)
+}
+
+const (
+	setupE820Ext    = 1  // SETUP_E820_EXT
+	setupDataHeader = 16 // struct setup_data: next u64, type u32, len u32
+)
+
+func appendSetupData(b []byte, kind uint32, data []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, kind)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(data)))
+	return append(b, data...)
+}
+
+func roundUp(n uint64) uint64 { return (n + phys.PageSize - 1) &^ (phys.PageSize - 1) }
+
+// lowest returns the first place for size bytes at a multiple of align.
+func lowest(s phys.Set, size, align uint64) (phys.Range, error) {
+	for _, r := range s {
+		start, ok := phys.AlignUp(r.Start, align)
+		if at, fits := phys.Sized(start, size); ok && fits && r.Contains(at) {
+			return at, nil
+		}
+	}
+	return phys.Range{}, noRoom(s, size)
+}
+
+// highest returns the last page-aligned place for size bytes.
+func highest(s phys.Set, size uint64) (phys.Range, error) {
+	for _, r := range slices.Backward(s) {
+		if r.Size() >= roundUp(size) {
+			start := r.End - roundUp(size)
+			return phys.Range{Start: start, End: start + size}, nil
+		}
+	}
+	return phys.Range{}, noRoom(s, size)
+}
+
+func noRoom(s phys.Set, size uint64) error {
+	if len(s) == 0 {
+		return fmt.Errorf("no room for %s: nothing is left", phys.FormatSize(size))
+	}
+	most := slices.MaxFunc(s, func(a, b phys.Range) int { return cmp.Compare(a.Size(), b.Size()) })
+	return fmt.Errorf("no room for %s: the largest piece left is %v, %s", phys.FormatSize(size), most, phys.FormatSize(most.Size()))
+}
+
+// RamdiskRange returns where the boot loader put the initrd of the kernel
+// whose zero page this is; ok is false if it had none.
+func RamdiskRange(bootParams []byte) (r phys.Range, ok bool) {
+	if uint64(len(bootParams)) < phys.PageSize {
+		return phys.Range{}, false
+	}
+	le := binary.LittleEndian
+	start := uint64(le.Uint32(bootParams[offExtRamdiskImage:]))<<32 | uint64(le.Uint32(bootParams[offRamdiskImage:]))
+	size := uint64(le.Uint32(bootParams[offExtRamdiskSize:]))<<32 | uint64(le.Uint32(bootParams[offRamdiskSize:]))
+	r, ok = phys.Sized(start, size)
+	return r, ok && !r.Empty()
+}
+
+// RSDP returns the address of ACPI's root pointer that a boot loader noted in
+// the zero page, 0 for none.
+func RSDP(bootParams []byte) uint64 {
+	if uint64(len(bootParams)) < phys.PageSize {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(bootParams[offRSDP:])
+}
+
+// E820Table returns the e820 entries of a zero page, for memmap.E820.
+func E820Table(bootParams []byte) ([]byte, error) {
+	if uint64(len(bootParams)) < phys.PageSize {
+		return nil, fmt.Errorf("zero page of %d bytes: want %d", len(bootParams), phys.PageSize)
+	}
+	n := int(bootParams[offE820Entries])
+	if n == 0 || n > maxE820 {
+		return nil, fmt.Errorf("zero page: %d e820 entries at offset %#x: want 1 to %d", n, offE820Entries, maxE820)
+	}
+	return bootParams[offE820Table:][:n*e820Size], nil
+}

@@ -1,7 +1,11 @@
 #!/bin/sh
 # Builds the payload's initramfs: u-root's init and warminit in one binary.
 #
-#   build.sh ARCH OUTFILE [xz|zstd|none]
+#   build.sh ARCH OUTFILE [xz|zstd|none] [MODULES]
+#
+# MODULES is the unpacked tree of a distribution's kernel package, for a
+# payload that is that kernel: the folder above lib/modules/. What the payload
+# needs to reach disks goes in, numbered in the order to load it.
 #
 # The archive is reproducible: no paths of the build machine, no times.
 set -eu
@@ -9,17 +13,34 @@ set -eu
 arch=${1:?usage: build.sh ARCH OUTFILE [xz|zstd|none]}
 out=${2:?usage: build.sh ARCH OUTFILE [xz|zstd|none]}
 compress=${3:-xz}
+modules=${4:-}
 cd "$(dirname "$0")/.."
 version=$(git describe --always --dirty 2>/dev/null || echo unknown)
 
 mkdir -p "$(dirname "$out")"
 cpio=$(mktemp)
-trap 'rm -f "$cpio"' EXIT
+staged=$(mktemp -d)
+trap 'rm -rf "$cpio" "$staged"' EXIT
+
+if [ -n "$modules" ]; then
+	release=$(ls "$modules/lib/modules")
+	depmod -b "$modules" "$release"
+	mkdir -p "$staged/lib/modules/warmcore"
+	n=100
+	for m in virtio_pci virtio_blk virtio_scsi nvme ahci sd_mod usb_storage xhci_pci ext4 xfs btrfs vfat nls_cp437 nls_ascii; do
+		for f in $(modprobe -d "$modules" -S "$release" --show-depends "$m" 2>/dev/null | sed -n 's/^insmod //p'); do
+			name=$(basename "$f" .ko)
+			ls "$staged/lib/modules/warmcore/"*-"$name.ko" >/dev/null 2>&1 && continue
+			n=$((n + 1))
+			strip --strip-debug -o "$staged/lib/modules/warmcore/$n-$name.ko" "$f"
+		done
+	done
+fi
 
 # -base=/dev/null: no etc/ of u-root's; init makes what it needs.
 GOARCH=$arch GOOS=linux CGO_ENABLED=0 GOFLAGS=-buildvcs=false go tool u-root \
 	-format=cpio -build=bb -base=/dev/null -defaultsh= \
-	-initcmd=init -uinitcmd=warminit -o "$cpio" \
+	${modules:+-files "$staged/lib:lib"} -initcmd=init -uinitcmd=warminit -o "$cpio" \
 	-go-extra-args="-ldflags=-s -w -X=github.com/warmcore/warmcore/cmds/warminit.version=$version" \
 	github.com/u-root/u-root/cmds/core/init ./cmds/warminit
 

@@ -83,7 +83,7 @@ mkdir -p "$obj" "$out" "$outdir"
 deliver() { # copies the cached result, if there is one
 	[ -d "$out/$key" ] || return 1
 	touch "$out/$key"
-	cp "$out/$key"/* "$outdir/"
+	cp --remove-destination "$out/$key"/* "$outdir/" # QEMU maps vmlinux: never change the one it runs
 	say "$1 $outdir/$target ($(($(stat -c %s "$outdir/$target") / 1024)) KiB), $(head -n1 "$outdir/version")"
 	exit 0
 }
@@ -152,7 +152,7 @@ quiet gcc -o "$obj/gen_init_cpio" "$src/usr/gen_init_cpio.c"
 if [ -f "$obj/vmlinux" ]; then say "building what has changed, and linking"; else
 	say "compiling, the first time: about 20 CPU minutes"
 fi
-(while sleep 30 9>&- >/dev/null 2>&1; do say "  $(grep -cE '^ +(CC|AS) ' "$log" || true) files compiled"; done) &
+(while sleep 30 9>&- >/dev/null 2>&1; do say "  files compiled so far: $(grep -cE '^ +(CC|AS) ' "$log" || true)"; done) &
 ticker=$!
 trap 'kill $ticker 2>/dev/null || true' EXIT
 quiet kmake -j"$(nproc)" $target

@@ -14,6 +14,11 @@
 //	0x8000 APIC IDs, u32 each, at most MaxCPUs
 //	0xb000 stack, down from 0xc000
 //
+// What it can't do: flush the bootstrap processor when another CPU crashes (see
+// Params.BSP), so that the record then says one less than expected; start CPUs
+// beyond APIC ID 254 without x2APIC; work in a guest with encrypted registers
+// (SEV-ES, TDX), where INIT and WBINVD are the hypervisor's.
+//
 // All numbers are little endian. The u32 at 0x48 says how far the stub got
 // (AT_* in stub.S); it is found in the dump, in the crash kernel's area.
 package stub

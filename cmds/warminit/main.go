@@ -15,11 +15,15 @@ import (
 	"os"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/kmod"
 	"github.com/warmcore/warmcore/pkg/payload"
 )
 
 // version is set at build time.
 var version = "development"
+
+// moduleDir has the modules of a payload with a distribution's kernel.
+const moduleDir = "/lib/modules/warmcore"
 
 const usage = `Usage: warminit [-n]
 
@@ -71,6 +75,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	log.Info("payload", "version", version)
+	if n, err := kmod.LoadAll(moduleDir); err != nil || n > 0 {
+		log.Info("modules", "loaded", n, "error", err)
+	}
 	if err := p.Run(); err != nil {
 		log.Error("payload", "error", err)
 	}

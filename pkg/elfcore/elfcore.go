@@ -4,8 +4,9 @@
 // The layout is the one that both readers insist on: a 64-byte ELF64 header,
 // little-endian, and program headers of 56 bytes directly behind it, at
 // offset 64. parse_crash_elf64_headers() in fs/proc/vmcore.c (v6.1 to v6.12)
-// never looks at e_phoff and takes e_phnum literally; makedumpfile does the
-// same. There is no section header and no extended numbering (PN_XNUM).
+// never looks at e_phoff and takes e_phnum literally; makedumpfile takes
+// offset 64 for granted too. There is no section header and no extended
+// numbering (PN_XNUM).
 //
 //	offset  size  what
 //	0       64    Elf64_Ehdr: ET_CORE, e_phoff 64, e_phnum n
@@ -20,10 +21,10 @@ package elfcore
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"math/bits"
+	"slices"
 )
 
 // Machines, as in e_machine (ELF gABI).
@@ -49,16 +50,16 @@ const (
 
 // Fixed values in the ELF header and the program headers (ELF gABI).
 const (
-	magic      = "\x7fELF"
-	class64    = 2
-	dataLSB    = 1
-	evCurrent  = 1
-	typeCore   = 4
-	ptLoad     = 1
-	ptNote     = 4
-	flagsRWX   = 7
-	alignNote  = 4 // as merge_note_headers_elf64 writes it
-	extendedNo = 0xffff
+	magic     = "\x7fELF"
+	class64   = 2
+	dataLSB   = 1
+	evCurrent = 1
+	typeCore  = 4
+	ptLoad    = 1
+	ptNote    = 4
+	flagsRWX  = 7
+	alignNote = 4 // as merge_note_headers_elf64 writes it
+	pnXNum    = 0xffff
 )
 
 // Load is one piece of the crashed kernel's memory (PT_LOAD). Unit: bytes.
@@ -102,7 +103,8 @@ func (h Header) BinarySize() int {
 
 // AppendBinary appends h in the layout of the package comment. It refuses
 // what no reader takes: no program header, more than MaxPhdrs, an empty or
-// wrapping segment, a note above MaxNoteSize. On error it returns nil.
+// wrapping segment, a note above MaxNoteSize. On error it returns nil. See
+// AppendWithNote for a header that may have no notes.
 func (h Header) AppendBinary(b []byte) ([]byte, error) {
 	n := len(h.Notes) + len(h.Loads)
 	if n == 0 || n > MaxPhdrs {
@@ -141,10 +143,38 @@ func (h Header) AppendBinary(b []byte) ([]byte, error) {
 	}
 	for _, s := range h.Loads {
 		// p_align 0, "no constraint", as in the headers that
-		// kexec_file_load builds (prepare_elf_headers in v6.12).
+		// kexec_file_load builds (crash_prepare_elf64_headers in v6.12).
 		b = appendPhdr(b, ptLoad, 0, s)
 	}
 	return b, nil
+}
+
+// AppendWithNote appends h with one note more, and the note itself behind the
+// program headers. At is the physical address where the first byte that is
+// appended will lie, a multiple of 4; errors are those of AppendBinary and
+// AppendNote.
+//
+// A header should always have a note that is known not to be empty: without a
+// PT_NOTE, or with none but empty ones, the kernel allocates 0 bytes for
+// the merged notes (merge_note_headers_elf64 in v6.12), fails, and there is no
+// /proc/vmcore: Debian 6.1 says "Kdump: vmcore not initialized" and boots on. A
+// kernel that died before it wrote VMCOREINFO leaves no other note.
+func (h Header) AppendWithNote(b []byte, at uint64, n ELFNote) ([]byte, error) {
+	note, err := AppendNote(nil, n)
+	if err != nil {
+		return nil, err
+	}
+	note = AppendFinalNote(note)
+	size := uint64(h.BinarySize() + PhdrSize)
+	if at%4 != 0 || wraps(at, size+uint64(len(note))) {
+		return nil, fmt.Errorf("encode ELF core header: address %#x is not aligned to 4, or its end wraps", at)
+	}
+	at += size
+	h.Notes = append(slices.Clip(h.Notes), Note{Phys: at, Offset: at, Size: uint64(len(note))})
+	if b, err = h.AppendBinary(b); err != nil {
+		return nil, err
+	}
+	return append(b, note...), nil
 }
 
 func appendPhdr(b []byte, typ uint32, align uint64, s Load) []byte {
@@ -265,12 +295,9 @@ func parseEhdr(b []byte) (phnum int, err error) {
 	switch n := le.Uint16(b[56:]); n {
 	case 0:
 		return 0, &FormatError{56, "e_phnum", "no program header"}
-	case extendedNo:
+	case pnXNum:
 		return 0, &FormatError{56, "e_phnum", "extended numbering, which the kernel doesn't read either"}
 	default:
 		return int(n), nil
 	}
 }
-
-// ErrMachine: registers of this machine are not known to this package.
-var ErrMachine = errors.New("machine is neither x86-64 nor arm64")

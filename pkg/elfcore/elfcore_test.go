@@ -280,6 +280,58 @@ func TestAppendBinaryRefuses(t *testing.T) {
 	}
 }
 
+func TestAppendWithNote(t *testing.T) {
+	const at = 0x200c0000
+	added := elfcore.ELFNote{Name: "WARMCORE", Type: 7, Desc: []byte("early")}
+	for _, c := range []struct {
+		name string
+		h    elfcore.Header
+	}{
+		{"onlyLoads", elfcore.Header{Machine: elfcore.MachineAMD64, Loads: small.Loads}},
+		{"besideOthers", small},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b, err := c.h.AppendWithNote(nil, at, added)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := elfcore.Parse(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			place := uint64(c.h.BinarySize() + elfcore.PhdrSize)
+			size := uint64(added.Size() + 12)
+			want := c.h
+			want.Notes = append(slices.Clone(want.Notes), elfcore.Note{Phys: at + place, Offset: at + place, Size: size})
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("header (-want +got):\n%s", diff)
+			}
+			if len(b) != int(place+size) {
+				t.Fatalf("got %d bytes, want %d", len(b), place+size)
+			}
+			notes, err := elfcore.ParseNotes(b[place:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]elfcore.ELFNote{added}, notes); diff != "" {
+				t.Errorf("note (-want +got):\n%s", diff)
+			}
+		})
+	}
+	if len(small.Notes) != 1 {
+		t.Errorf("the header that was given has %d notes now", len(small.Notes))
+	}
+	for _, at := range []uint64{at + 2, ^uint64(0) - 299, ^uint64(0) - 3} {
+		if b, err := small.AppendWithNote(nil, at, added); err == nil || b != nil {
+			t.Errorf("at %#x: got %d bytes and error %v, want an error", at, len(b), err)
+		}
+	}
+	added.Desc = make([]byte, elfcore.MaxNoteSize)
+	if b, err := small.AppendWithNote(nil, at, added); err == nil || b != nil {
+		t.Errorf("huge note: got %d bytes and error %v, want an error", len(b), err)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(smallBytes)
 	f.Add(smallBytes[:64])

@@ -3,6 +3,7 @@ package elfcore
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -103,6 +104,9 @@ func ParseNotes(b []byte) ([]ELFNote, error) {
 	}
 	return notes, nil
 }
+
+// ErrMachine: the registers of this machine are not known to this package.
+var ErrMachine = errors.New("machine is neither x86-64 nor arm64")
 
 // PRStatus is what a CPU's NT_PRSTATUS note says, as far as it is shown to
 // people; crash(8) reads the rest from the dump.

@@ -115,7 +115,13 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 		}
 	}
 	if err := p.store(b); err != nil {
-		return err
+		// A title or command line that the format doesn't take is no reason
+		// to be without a dump.
+		b.Kernel = registration.Kernel{}
+		if err := p.store(b); err != nil {
+			return err
+		}
+		p.log.Warn("boot entry not recorded", "error", err)
 	}
 	p.log.Info("start", "boot", kind, "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
 	p.storeLog()

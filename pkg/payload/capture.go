@@ -30,11 +30,11 @@ func (p *Payload) prepareCapture() error {
 		p.log.Info("boot memory copied", "bytes", phys.FormatSize(b.Capture.CopyBytes), "seconds", fmt.Sprintf("%.3f", seconds),
 			"rate", phys.FormatSize(uint64(float64(b.Capture.CopyBytes)/seconds))+"/s")
 	}
-	header, err := p.coreHeader(b)
+	at := registration.CoreHeaderRange(p.plan.Handoff)
+	header, err := p.coreHeader(b, at.Start)
 	if err != nil {
 		return err
 	}
-	at := phys.Range{Start: p.plan.Handoff.Start + registration.CoreHeaderOff, End: p.plan.Handoff.End}
 	if uint64(len(header)) > at.Size() {
 		return fmt.Errorf("ELF core header of %d bytes: the handoff area has room for %d", len(header), at.Size())
 	}
@@ -49,8 +49,8 @@ func (p *Payload) prepareCapture() error {
 }
 
 // coreHeader describes the dump. What the registration does not say, it finds
-// in the crashed kernel's memory itself.
-func (p *Payload) coreHeader(b *registration.Block) ([]byte, error) {
+// in the crashed kernel's memory itself. at is where the header will lie.
+func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
 	old := crashedMemory{p}
 	var notes []registration.Note
 	registers := uint32(0)
@@ -101,7 +101,10 @@ func (p *Payload) coreHeader(b *registration.Block) ([]byte, error) {
 	}
 	p.log.Info("dump", "reason", b.Capture.Reason, "kernel", b.Identity.Release, "memory", phys.FormatSize(p.plan.Dumped().Size()),
 		"registers_of_cpus", registers)
-	return h.AppendBinary(nil)
+	// The kernel makes no /proc/vmcore of a dump without any note
+	// (merge_note_headers_elf64 in fs/proc/vmcore.c, v6.12), and there may be
+	// neither registers nor VMCOREINFO.
+	return h.AppendWithNote(nil, at, elfcore.ELFNote{Name: "WARMCORE", Desc: []byte(p.version + "\x00")})
 }
 
 func hasVMCoreInfo(text []byte) bool {

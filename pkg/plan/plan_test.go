@@ -166,7 +166,9 @@ func TestCheckFinds(t *testing.T) {
 		spoil func(*Plan)
 		want  string
 	}{
-		{"overlap", func(p *Plan) { p.Preserved = p.Preserved.Union(phys.Set{{Start: p.Boot[0].Start, End: p.Boot[0].Start + p.BlockSize}}) }, "is both"},
+		{"overlap", func(p *Plan) {
+			p.Preserved = p.Preserved.Union(phys.Set{{Start: p.Boot[0].Start, End: p.Boot[0].Start + p.BlockSize}})
+		}, "is both"},
 		{"forgotten RAM", func(p *Plan) { p.Preserved = p.Preserved[1:] }, "the plan forgot"},
 		{"not RAM", func(p *Plan) { p.Lost = phys.Set{size(3*gib, mib)} }, "not RAM"},
 		{"copy to elsewhere", func(p *Plan) { p.Copies[0].Dst = p.Preserved[0].Start }, "is written but is no destination"},

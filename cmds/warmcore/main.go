@@ -1,0 +1,360 @@
+// Command warmcore is the agent: it arms a running system for a crash dump,
+// saves the dump after a crash, and gives memory back.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// Exit codes. Scripts and units rely on them.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitUsage   = 2
+	exitRefused = 3 // for a reason that was printed
+	exitNothing = 4 // nothing to do
+)
+
+// version is set when a release is built; else it comes from the build.
+var version = ""
+
+func main() {
+	os.Exit(run(os.Args[1:], environment{
+		stdout:   os.Stdout,
+		stderr:   os.Stderr,
+		system:   agent.System{Root: "/"},
+		terminal: terminal(os.Stderr),
+	}))
+}
+
+// environment is what a run works on, so that a test can bring its own.
+type environment struct {
+	stdout, stderr io.Writer
+	system         agent.System
+	terminal       bool // stderr is one
+}
+
+// verb is what can be asked for.
+type verb struct {
+	name, args, does string
+	flags            func(*flag.FlagSet, *options)
+	maxArgs          int
+	run              func(*call) error
+}
+
+type options struct {
+	json, discard, verbose, sha256 bool
+}
+
+// call is one verb being carried out.
+type call struct {
+	environment
+	options
+	args []string
+}
+
+var verbs = []verb{
+	{name: "status", does: "say whether a crash now would be dumped, and where memory is", run: status},
+	{name: "arm", does: "register this kernel and load the stub: a crash from now on is dumped", run: arm},
+	{name: "disarm", does: "undo arm: a reset is no crash any more", run: disarm},
+	{name: "save", args: "[DIRECTORY]", does: "write the dump (default: a new directory below /var/crash)", maxArgs: 1, run: save, flags: func(f *flag.FlagSet, o *options) {
+		f.BoolVar(&o.sha256, "sha256", false, "compute the checksum of the whole dump file, too (slow: on one CPU)")
+	}},
+	{name: "release", does: "give preserved memory back to this kernel", run: release, flags: func(f *flag.FlagSet, o *options) {
+		f.BoolVar(&o.discard, "discard", false, "release although the dump is not saved: it is lost")
+	}},
+	{name: "lend", does: "let user pages use the window and the destination", run: lend},
+	{name: "reclaim", does: "take window and destination back from user pages", run: reclaim},
+	{name: "dmesg", args: "[FILE]", does: "print the crashed kernel's log, from this boot's dump or an ELF dump", maxArgs: 1, run: dmesg},
+	{name: "log", does: "print the payload's log of this boot and the one before", run: payloadLog},
+	{name: "version", does: "print the version", run: printVersion},
+}
+
+const examples = `
+examples:
+  warmcore status                 is this machine ready for a crash?
+  warmcore arm                    make it ready
+  warmcore save && warmcore release && warmcore arm
+                                  after a crash: save, memory back, ready again
+  warmcore save /mnt/dumps/42     save elsewhere
+  warmcore dmesg | tail           what the crashed kernel said last
+  warmcore release --discard      the dump is not wanted
+
+exit codes: 0 done, 1 failed, 2 usage, 3 refused for the reason printed,
+4 nothing to do
+`
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, "usage: warmcore VERB [--json] [-v] [ARGUMENT]\n\nverbs:\n")
+	for _, v := range verbs {
+		fmt.Fprintf(w, "  %-20s %s\n", strings.TrimSpace(v.name+" "+v.args), v.does)
+	}
+	fmt.Fprint(w, examples)
+}
+
+// run carries out args and returns the exit code.
+func run(args []string, env environment) int {
+	if len(args) == 0 {
+		usage(env.stderr)
+		return exitUsage
+	}
+	switch args[0] {
+	case "help", "-h", "-help", "--help":
+		usage(env.stdout)
+		return exitDone
+	case "-version", "--version":
+		args = []string{"version"}
+	}
+	for _, v := range verbs {
+		if v.name == args[0] {
+			return v.call(args[1:], env)
+		}
+	}
+	fmt.Fprintf(env.stderr, "warmcore: %q is no verb: `warmcore help` lists them\n", args[0])
+	return exitUsage
+}
+
+func (v verb) call(args []string, env environment) int {
+	c := &call{environment: env}
+	f := flag.NewFlagSet(v.name, flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.BoolVar(&c.json, "json", false, "print the result as JSON")
+	f.BoolVar(&c.verbose, "v", false, "say what is being done")
+	if v.flags != nil {
+		v.flags(f, &c.options)
+	}
+	// Flags count behind an argument, too.
+	for rest := args; ; rest = rest[1:] {
+		err := f.Parse(rest)
+		if errors.Is(err, flag.ErrHelp) {
+			v.usage(env.stdout, f)
+			return exitDone
+		}
+		if err != nil {
+			fmt.Fprintf(env.stderr, "warmcore: %s: %v: `warmcore %s --help` says what there is\n", v.name, err, v.name)
+			return exitUsage
+		}
+		if rest = f.Args(); len(rest) == 0 {
+			break
+		}
+		c.args = append(c.args, rest[0])
+	}
+	if len(c.args) > v.maxArgs {
+		fmt.Fprintf(env.stderr, "warmcore: %s: too many arguments: want at most %d\n", v.name, v.maxArgs)
+		return exitUsage
+	}
+	level := slog.LevelWarn
+	if c.verbose {
+		level = slog.LevelInfo
+	}
+	c.system.Log = slog.New(plainHandler{c.stderr, level})
+	line := newProgressLine(c.stderr, c.terminal)
+	c.system.Progress = line.show
+	err := v.run(c)
+	line.end()
+	return c.finish(v.name, err)
+}
+
+func (v verb) usage(w io.Writer, f *flag.FlagSet) {
+	fmt.Fprintf(w, "usage: warmcore %s [FLAGS] %s\n  %s\n\n", v.name, v.args, v.does)
+	f.SetOutput(w)
+	f.PrintDefaults()
+}
+
+// failure is what --json prints for an error.
+type failure struct {
+	Schema int    `json:"schema"`
+	Verb   string `json:"verb"`
+	Exit   int    `json:"exit"`
+	Error  string `json:"error"`
+	Todo   string `json:"todo,omitempty"`
+}
+
+// finish reports err and returns the exit code.
+func (c *call) finish(name string, err error) int {
+	if err == nil {
+		return exitDone
+	}
+	out := failure{Schema: 1, Verb: name, Exit: exitFailed, Error: err.Error()}
+	var refusal *agent.Refusal
+	var nothing *agent.Nothing
+	switch {
+	case errors.As(err, &refusal):
+		out.Exit, out.Error, out.Todo = exitRefused, refusal.What, refusal.Todo
+	case errors.As(err, &nothing):
+		out.Exit = exitNothing
+	}
+	fmt.Fprintf(c.stderr, "warmcore: %s: %v\n", name, err)
+	if c.json {
+		if err := c.printJSON(out); err != nil {
+			return exitFailed
+		}
+	}
+	return out.Exit
+}
+
+// print prints a result: as JSON if that was asked for, else the lines.
+func (c *call) print(result any, lines ...string) error {
+	if c.json {
+		return c.printJSON(result)
+	}
+	for _, l := range lines {
+		if _, err := fmt.Fprintln(c.stdout, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *call) printJSON(v any) error {
+	e := json.NewEncoder(c.stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func status(c *call) error {
+	st, err := c.system.Status()
+	if err != nil {
+		return err
+	}
+	return c.print(st, st.Lines()...)
+}
+
+func arm(c *call) error {
+	done, err := c.system.Arm()
+	if err != nil {
+		return err
+	}
+	return c.print(done, fmt.Sprintf("armed: kernel %s, registers of %d CPUs, stub of %v", done.Release, done.CPUs, done.CrashArea))
+}
+
+// state is the result of verbs that have no other.
+type state struct {
+	State string `json:"state"`
+}
+
+func disarm(c *call) error {
+	if err := c.system.Disarm(); err != nil {
+		return err
+	}
+	return c.print(state{"disarmed"}, "disarmed: a reset from now on is not dumped")
+}
+
+func save(c *call) error {
+	target := ""
+	if len(c.args) > 0 {
+		target = c.args[0]
+	}
+	m, err := c.system.Save(agent.SaveOptions{Target: target, SHA256: c.sha256})
+	if err != nil {
+		return err
+	}
+	return c.print(m, "saved: "+m.Summary())
+}
+
+func release(c *call) error {
+	m, err := c.system.Release(c.discard)
+	return c.moved(m, err, "released")
+}
+
+func lend(c *call) error {
+	m, err := c.system.Lend()
+	return c.moved(m, err, "lent")
+}
+
+func reclaim(c *call) error {
+	m, err := c.system.Reclaim()
+	return c.moved(m, err, "reclaimed")
+}
+
+func (c *call) moved(m agent.Moved, err error, done string) error {
+	if err != nil {
+		return err
+	}
+	return c.print(m, fmt.Sprintf("%s: %s in %d memory blocks, MemTotal %d kB -> %d kB",
+		done, phys.FormatSize(m.Bytes), m.Blocks, m.MemTotalKiB[0], m.MemTotalKiB[1]))
+}
+
+// dmesgResult is what dmesg --json prints.
+type dmesgResult struct {
+	Lost int    `json:"lost"` // messages that could not be read
+	Text string `json:"text"`
+}
+
+func dmesg(c *call) error {
+	file := ""
+	if len(c.args) > 0 {
+		file = c.args[0]
+	}
+	text, lost, err := c.system.Dmesg(file)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(dmesgResult{lost, string(text)})
+	}
+	if lost > 0 {
+		fmt.Fprintf(c.stderr, "warmcore: dmesg: %d messages could not be read\n", lost)
+	}
+	_, err = c.stdout.Write(text)
+	return err
+}
+
+func payloadLog(c *call) error {
+	logs, err := c.system.Logs()
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(logs)
+	}
+	// The older first, so that the end is what happened last.
+	for i := len(logs) - 1; i >= 0; i-- {
+		fmt.Fprintf(c.stdout, "--- boot %d\n%s", logs[i].Boot, logs[i].Text)
+		if !strings.HasSuffix(logs[i].Text, "\n") {
+			fmt.Fprintln(c.stdout)
+		}
+	}
+	return nil
+}
+
+func printVersion(c *call) error {
+	v := version
+	if info, ok := debug.ReadBuildInfo(); v == "" && ok {
+		v = info.Main.Version
+	}
+	return c.print(map[string]string{"version": v}, "warmcore "+v)
+}
+
+// plainHandler prints warnings as the errors are printed: one line, no time.
+type plainHandler struct {
+	w     io.Writer
+	level slog.Level
+}
+
+func (h plainHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
+
+func (h plainHandler) Handle(_ context.Context, r slog.Record) error {
+	line := "warmcore: " + r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		line += fmt.Sprintf(": %s %v", a.Key, a.Value)
+		return true
+	})
+	_, err := fmt.Fprintln(h.w, line)
+	return err
+}
+
+func (h plainHandler) WithAttrs([]slog.Attr) slog.Handler { return h }
+func (h plainHandler) WithGroup(string) slog.Handler      { return h }

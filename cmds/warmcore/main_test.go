@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// machine is one that no payload started.
+func machine(t *testing.T) agent.System {
+	t.Helper()
+	root := t.TempDir()
+	for name, content := range map[string]string{
+		"proc/cmdline":              "root=/dev/vda1\n",
+		"proc/meminfo":              "MemTotal: 2048 kB\n",
+		"proc/sys/kernel/osrelease": "6.12.0-test\n",
+		"garbage":                   "this is no dump",
+	} {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return agent.System{Root: root, EUID: func() int { return 0 }}
+}
+
+func TestRun(t *testing.T) {
+	for _, tc := range []struct {
+		name           string
+		args           []string
+		want           int
+		stdout, stderr string // part of it
+	}{
+		{"nothing", nil, exitUsage, "", "usage: warmcore VERB"},
+		{"help", []string{"help"}, exitDone, "exit codes:", ""},
+		{"help flag", []string{"--help"}, exitDone, "examples:", ""},
+		{"help of a verb", []string{"release", "--help"}, exitDone, "-discard", ""},
+		{"version", []string{"version"}, exitDone, "warmcore ", ""},
+		{"version flag", []string{"--version"}, exitDone, "warmcore ", ""},
+		{"unknown verb", []string{"dump"}, exitUsage, "", `warmcore: "dump" is no verb`},
+		{"unknown flag", []string{"arm", "--force"}, exitUsage, "", "warmcore: arm: flag provided but not defined: -force"},
+		{"flag of another verb", []string{"save", "--discard"}, exitUsage, "", "warmcore: save: flag provided"},
+		{"too many arguments", []string{"arm", "now"}, exitUsage, "", "warmcore: arm: too many arguments"},
+		{"status", []string{"status"}, exitDone, "not armed: this kernel was not started by the warmcore payload", ""},
+		{"status as JSON", []string{"status", "--json"}, exitDone, `"armed": false`, ""},
+		{"arm", []string{"arm"}, exitRefused, "", "warmcore: arm: this kernel was not started by the warmcore payload: no warmcore.handoff= on the kernel command line: install the payload"},
+		{"disarm", []string{"disarm"}, exitRefused, "", "warmcore: disarm: this kernel"},
+		{"save", []string{"save"}, exitNothing, "", "warmcore: save: nothing to save"},
+		{"release", []string{"release"}, exitRefused, "", "warmcore: release: this kernel"},
+		{"lend", []string{"lend"}, exitRefused, "", "warmcore: lend: this kernel"},
+		{"reclaim", []string{"reclaim"}, exitRefused, "", "warmcore: reclaim: this kernel"},
+		{"log", []string{"log"}, exitRefused, "", "warmcore: log: this kernel"},
+		{"dmesg", []string{"dmesg"}, exitNothing, "", "warmcore: dmesg: there is no dump in this boot"},
+		{"dmesg of a missing file", []string{"dmesg", "missing"}, exitFailed, "", "warmcore: dmesg:"},
+		{"dmesg of garbage", []string{"dmesg", "garbage"}, exitFailed, "", "warmcore: dmesg: read "},
+		{"flag behind the argument", []string{"dmesg", "garbage", "--json"}, exitFailed, `"exit": 1`, "warmcore: dmesg: read "},
+		{"refusal as JSON", []string{"arm", "--json"}, exitRefused, `"todo": "install the payload`, "warmcore: arm:"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			system := machine(t)
+			t.Chdir(system.Root)
+			var stdout, stderr bytes.Buffer
+			got := run(tc.args, environment{stdout: &stdout, stderr: &stderr, system: system})
+			if got != tc.want {
+				t.Errorf("exit code %d, want %d", got, tc.want)
+			}
+			if !strings.Contains(stdout.String(), tc.stdout) || tc.stdout == "" && stdout.Len() > 0 {
+				t.Errorf("stdout = %q, want %q", stdout.String(), tc.stdout)
+			}
+			if !strings.Contains(stderr.String(), tc.stderr) || tc.stderr == "" && stderr.Len() > 0 {
+				t.Errorf("stderr = %q, want %q", stderr.String(), tc.stderr)
+			}
+			if strings.Contains(strings.Join(tc.args, " "), "--json") && !json.Valid(stdout.Bytes()) {
+				t.Errorf("stdout is no JSON: %s", stdout.String())
+			}
+		})
+	}
+}
+
+// The verbs' names are fixed, and each is in the usage text.
+func TestVerbs(t *testing.T) {
+	var text bytes.Buffer
+	usage(&text)
+	var names []string
+	for _, v := range verbs {
+		names = append(names, v.name)
+		if !strings.Contains(text.String(), "\n  "+v.name) {
+			t.Errorf("%s is not in the usage text", v.name)
+		}
+	}
+	want := []string{"status", "arm", "disarm", "save", "release", "lend", "reclaim", "dmesg", "log", "version"}
+	if diff := cmp.Diff(want, names); diff != "" {
+		t.Errorf("verbs (-want +got):\n%s", diff)
+	}
+}
+
+func TestProgress(t *testing.T) {
+	steps := func(l *progressLine) {
+		for s := range time.Duration(13) {
+			l.show(agent.Progress{What: "save", Done: uint64(s) * 100 * phys.MiB, Total: 1200 * phys.MiB, Elapsed: s * time.Second})
+		}
+		l.end()
+	}
+	var console bytes.Buffer
+	steps(newProgressLine(&console, false))
+	want := "save: 500 MiB of 1.2 GiB (41%), 100 MiB/s, 7s left\n" +
+		"save: 1000 MiB of 1.2 GiB (83%), 100 MiB/s, 2s left\n" +
+		"save: 1.2 GiB of 1.2 GiB (100%), 100 MiB/s\n"
+	if diff := cmp.Diff(want, console.String()); diff != "" {
+		t.Errorf("on a console (-want +got):\n%s", diff)
+	}
+	var terminal bytes.Buffer
+	steps(newProgressLine(&terminal, true))
+	if got := terminal.String(); strings.Count(got, "\r") != 12 || strings.Count(got, "\n") != 1 || !strings.HasSuffix(got, "\n") {
+		t.Errorf("on a terminal: %q, want 12 updates of one line", got)
+	}
+	var short bytes.Buffer
+	l := newProgressLine(&short, false)
+	l.show(agent.Progress{What: "lend", Done: 1, Total: 1, Elapsed: time.Second})
+	l.end()
+	if short.Len() > 0 {
+		t.Errorf("something short showed progress: %q", short.String())
+	}
+}

@@ -1,0 +1,319 @@
+// Package agent is what warmcore does in the running normal kernel: it arms
+// the machine for a dump, saves a dump, gives memory back, lends the window
+// and the destination to user pages.
+//
+// Each flow reads what it needs from the System, decides, and carries out in
+// an order in which a crash at any step is safe:
+//
+//   - Arm loads the stub before it writes that the machine is armed.
+//   - Disarm writes that it isn't before it unloads the stub.
+//   - Save writes that the dump is saved after it is on disk and checked.
+//   - Release writes that there is no dump any more before the first byte of
+//     preserved memory is given back.
+//
+// Of what the payload wrote, only ranges in the plan lead to anything being
+// changed, and no memory block that touches boot memory or the handoff area
+// is ever switched.
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/handoff"
+	"github.com/warmcore/warmcore/pkg/hotplug"
+	"github.com/warmcore/warmcore/pkg/kexec"
+	"github.com/warmcore/warmcore/pkg/oldmem"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/physmem"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// Refusal says that a verb was not carried out, for a reason that someone can
+// do something about.
+type Refusal struct {
+	What string // the reason
+	Todo string // what to do about it
+}
+
+func (r *Refusal) Error() string { return r.What + ": " + r.Todo }
+
+func refuse(todo, format string, args ...any) error {
+	return &Refusal{What: fmt.Sprintf(format, args...), Todo: todo}
+}
+
+// Nothing says that there is nothing to do.
+type Nothing struct {
+	What string
+}
+
+func (n *Nothing) Error() string { return n.What }
+
+// Progress is how far a long flow has come.
+type Progress struct {
+	What        string // such as "save"
+	Done, Total uint64 // bytes
+	Elapsed     time.Duration
+}
+
+// System is the machine, and what stands for its parts in a test. The zero
+// value with Root "/" is the machine that the program runs on.
+type System struct {
+	Root     string         // where proc, sys, dev, run and var are
+	Log      *slog.Logger   // nil discards
+	Progress func(Progress) // nil discards
+
+	Memory   handoff.Memory // nil: dev/mem below Root
+	Load     func(entry uint64, segments []phys.Segment) error
+	Unload   func() error
+	Modprobe func(name string) error       // nil: modprobe(8)
+	Write    func(path, data string) error // of sysfs attributes; nil: the files
+	Hide     func(path, cover string) error
+	Now      func() time.Time
+	EUID     func() int
+}
+
+func (s *System) log() *slog.Logger {
+	if s.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.Log
+}
+
+func (s *System) now() time.Time {
+	if s.Now == nil {
+		return time.Now()
+	}
+	return s.Now()
+}
+
+func (s *System) progress(p Progress) {
+	if s.Progress != nil {
+		s.Progress(p)
+	}
+}
+
+func (s *System) load(entry uint64, segments []phys.Segment) error {
+	if s.Load != nil {
+		return s.Load(entry, segments)
+	}
+	return kexec.Load(entry, segments, kexec.OnCrash)
+}
+
+func (s *System) unload() error {
+	if s.Unload != nil {
+		return s.Unload()
+	}
+	return kexec.Unload(kexec.OnCrash)
+}
+
+func (s *System) hide() error {
+	hide := s.Hide
+	if hide == nil {
+		hide = oldmem.Hide
+	}
+	return hide(s.path(vmcoreFile), s.path("run/warmcore/empty"))
+}
+
+func (s *System) hotplug() hotplug.System {
+	return hotplug.System{Root: s.Root, Modprobe: s.Modprobe, Write: s.Write, Wait: 2 * time.Second}
+}
+
+const vmcoreFile = "proc/vmcore"
+
+func (s *System) path(name string) string { return filepath.Join(s.Root, name) }
+
+// maxFile caps what is read of a file in proc or sys, in bytes.
+const maxFile = 1 << 20
+
+// read returns a small file's text without white space at its ends.
+func (s *System) read(name string) (string, error) {
+	b, err := s.readBytes(name)
+	return strings.TrimSpace(string(b)), err
+}
+
+func (s *System) readBytes(name string) ([]byte, error) {
+	f, err := os.Open(s.path(name))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", s.path(name), err)
+	}
+	if len(b) > maxFile {
+		return nil, fmt.Errorf("read %s: more than %d bytes", s.path(name), maxFile)
+	}
+	return b, nil
+}
+
+// root refuses for anyone else.
+func (s *System) root() error {
+	euid := os.Geteuid
+	if s.EUID != nil {
+		euid = s.EUID
+	}
+	if id := euid(); id != 0 {
+		return refuse("run it as root", "this needs root, and the user id is %d", id)
+	}
+	return nil
+}
+
+const todoLog = "`warmcore log` says what the payload decided"
+
+// errNoPayload is why the handoff area was not found.
+var errNoPayload = &Refusal{
+	What: "this kernel was not started by the warmcore payload: " + handoff.ErrNone.Error(),
+	Todo: "install the payload into firmware and boot through it",
+}
+
+var errBusy = &Refusal{What: handoff.ErrLocked.Error(), Todo: "wait until it is done"}
+
+// session is an open handoff area.
+type session struct {
+	*System
+	area  *handoff.Area
+	bytes []byte              // private copy of the area
+	block *registration.Block // nil where blockErr says why
+	err   error               // why block is nil
+	close func()
+}
+
+// open finds and reads the handoff area; write also makes this the one agent
+// that changes it.
+func (s *System) open(write bool) (*session, error) {
+	if err := s.root(); err != nil {
+		return nil, err
+	}
+	cmdline, err := s.read("proc/cmdline")
+	if err != nil {
+		return nil, fmt.Errorf("find handoff area: %w", err)
+	}
+	where, err := handoff.Parse(cmdline)
+	switch {
+	case errors.Is(err, handoff.ErrNone):
+		return nil, errNoPayload
+	case err != nil:
+		return nil, refuse("correct the kernel command line; the payload sets this parameter by itself", "%v", err)
+	case where.Size() < registration.SizeMin:
+		return nil, refuse("update payload and agent together", "the handoff area is %s, want at least %s",
+			phys.FormatSize(where.Size()), phys.FormatSize(registration.SizeMin))
+	}
+	x := &session{System: s, close: func() {}}
+	if write {
+		if x.close, err = s.lock(); err != nil {
+			return nil, err
+		}
+	}
+	mem := s.Memory
+	if mem == nil {
+		m, err := physmem.Open(s.path("dev/mem"), write)
+		if err != nil {
+			x.close()
+			return nil, s.noMemory(err)
+		}
+		unlock := x.close
+		x.close = func() { m.Close(); unlock() }
+		mem = m
+	}
+	x.area = handoff.New(where, mem)
+	if x.bytes, err = x.area.ReadAll(); err != nil {
+		x.close()
+		return nil, s.noMemory(err)
+	}
+	x.block, x.err = registration.Load(x.bytes)
+	return x, nil
+}
+
+// noMemory explains why physical memory can't be reached.
+func (s *System) noMemory(err error) error {
+	if mode := s.lockdown(); mode != "none" {
+		return refuse("boot without lockdown (Secure Boot turns it on)", "kernel lockdown is %s, which forbids /dev/mem", mode)
+	}
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+		return refuse("run it on the host, as root, with a kernel that has /dev/mem (CONFIG_DEVMEM)", "%v", err)
+	}
+	return err
+}
+
+func (s *System) lock() (unlock func(), err error) {
+	dir := s.path("run/warmcore")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	unlock, err = handoff.Lock(filepath.Join(dir, "lock"))
+	if errors.Is(err, handoff.ErrLocked) {
+		return nil, errBusy
+	}
+	return unlock, err
+}
+
+// need refuses without a registration block.
+func (x *session) need() error {
+	if x.block == nil {
+		return refuse("boot through the payload once; "+todoLog, "the handoff area holds no registration: %v", x.err)
+	}
+	return nil
+}
+
+// store writes the block back.
+func (x *session) store() error {
+	// Read again: the copies in H, not ours, decide which one is older.
+	now, err := x.area.ReadAll()
+	if err != nil {
+		return err
+	}
+	off, data, err := registration.Store(x.block, now)
+	if err != nil {
+		return err
+	}
+	if err := x.area.WriteAt(data, uint64(off)); err != nil {
+		return err
+	}
+	back, err := x.area.ReadAll()
+	if err != nil {
+		return err
+	}
+	got, err := registration.Load(back)
+	if err != nil || got.Sequence != x.block.Sequence || got.State != x.block.State {
+		return fmt.Errorf("write registration to %v: it reads back differently (%v)", x.area.Range(), err)
+	}
+	x.bytes = back
+	x.log().Info("registration written", "state", x.block.State.String(), "sequence", x.block.Sequence)
+	return nil
+}
+
+// plan returns the union of the ranges with a role.
+func (x *session) plan(roles ...registration.Role) phys.Set {
+	var list []phys.Range
+	for _, p := range x.block.Plan {
+		for _, r := range roles {
+			if p.Role == r {
+				list = append(list, p.Range)
+			}
+		}
+	}
+	return phys.NewSet(list...)
+}
+
+// captureBoot says whether the payload started this kernel to save a dump.
+func (s *System) captureBoot() bool {
+	cmdline, err := s.read("proc/cmdline")
+	if err != nil {
+		return false
+	}
+	for _, w := range strings.Fields(cmdline) {
+		if strings.HasPrefix(w, "elfcorehdr=") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,231 @@
+package agent
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/warmcore/warmcore/boot/stub"
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// machine is what of arming depends on the architecture.
+type machine interface {
+	// stub returns the image to load into area.
+	stub(area, handoff phys.Range, nonce [16]byte) (image phys.Segment, entry uint64, err error)
+	// elf returns the machine number in ELF headers.
+	elf() uint16
+}
+
+// machine finds out about the machine. There is one architecture so far.
+func (s *System) machine() (machine, error) { return s.amd64() }
+
+// amd64 is an x86-64 machine.
+type amd64 struct {
+	apicIDs []uint32 // of all CPUs that are online
+	bsp     uint32
+	lowPage uint64
+	reset   stub.ResetRegister
+}
+
+func (amd64) elf() uint16 { return elfcore.MachineAMD64 }
+
+func (m amd64) stub(area, handoff phys.Range, nonce [16]byte) (phys.Segment, uint64, error) {
+	image, entry, err := stub.Build(stub.Params{
+		Base:          area.Start,
+		Record:        handoff.Start + registration.RecordOff,
+		LowPage:       m.lowPage,
+		Nonce:         nonce,
+		APICIDs:       m.apicIDs,
+		BSP:           m.bsp,
+		ResetRegister: m.reset,
+	})
+	if err != nil {
+		return phys.Segment{}, 0, err
+	}
+	where, ok := phys.Sized(area.Start, uint64(len(image)))
+	if !ok || !area.Contains(where) {
+		return phys.Segment{}, 0, fmt.Errorf("build stub: %d bytes, and the area for it is %v", len(image), area)
+	}
+	return phys.Segment{Name: "stub", Range: where, Data: image}, entry, nil
+}
+
+func (s *System) amd64() (m amd64, err error) {
+	if m.apicIDs, err = s.apicIDs(); err != nil {
+		return amd64{}, fmt.Errorf("list the CPUs: %w", err)
+	}
+	// Linux numbers the CPU that it booted on 0.
+	m.bsp = m.apicIDs[0]
+	if m.lowPage, err = s.lowPage(); err != nil {
+		return amd64{}, err
+	}
+	facp, err := s.readBytes("sys/firmware/acpi/tables/FACP")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return amd64{}, err
+	default:
+		m.reset = resetRegister(facp)
+	}
+	return m, nil
+}
+
+const maxCPUInfo = 16 << 20 // bytes of /proc/cpuinfo, about 1.5 KiB a CPU
+
+// apicIDs returns the APIC IDs in /proc/cpuinfo, in its order.
+func (s *System) apicIDs() ([]uint32, error) {
+	var ids []uint32
+	err := s.cpuInfo(func(key, value string) error {
+		if key != "apicid" {
+			return nil
+		}
+		id, err := strconv.ParseUint(value, 10, 32)
+		if err != nil {
+			return fmt.Errorf("apicid: %w", err)
+		}
+		ids = append(ids, uint32(id))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(ids) == 0 {
+		// A kernel without SMP support prints none: the one CPU has 0.
+		ids = []uint32{0}
+	}
+	if len(ids) > stub.MaxCPUs {
+		return nil, refuse("boot with nr_cpus=", "there are %d CPUs, and the stub stops at most %d", len(ids), stub.MaxCPUs)
+	}
+	return ids, nil
+}
+
+// cpuInfo calls f for each line of /proc/cpuinfo.
+func (s *System) cpuInfo(f func(key, value string) error) error {
+	file, err := os.Open(s.path("proc/cpuinfo"))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	lines := bufio.NewScanner(file)
+	lines.Buffer(nil, 64<<10)
+	read := 0
+	for lines.Scan() {
+		if read += len(lines.Bytes()); read > maxCPUInfo {
+			return fmt.Errorf("%s: more than %d bytes", file.Name(), maxCPUInfo)
+		}
+		key, value, ok := strings.Cut(lines.Text(), ":")
+		if !ok {
+			continue
+		}
+		if err := f(strings.TrimSpace(key), strings.TrimSpace(value)); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
+// usualLowPage is RAM on every PC, below what boot loaders and firmware leave
+// behind, and not where Linux puts its own trampoline, at the top.
+const usualLowPage = 0x8000
+
+// lowPage chooses the page in which the stub starts the other CPUs. When it
+// does, the kernel that owned the page is dead, and the first MiB is in no
+// dump, so any RAM will do that is not firmware's.
+func (s *System) lowPage() (uint64, error) {
+	m, err := memmap.Sysfs(os.DirFS(s.path("sys/firmware/memmap")))
+	if err != nil {
+		return 0, err
+	}
+	// Page 0 has the interrupt vectors; extended BIOS data lies at the top.
+	low := m.Set(memmap.RAM).Intersect(phys.Set{{Start: phys.PageSize, End: 0x90000}}).AlignIn(phys.PageSize)
+	if usual := (phys.Range{Start: usualLowPage, End: usualLowPage + phys.PageSize}); low.Contains(usual) {
+		return usualLowPage, nil
+	}
+	if len(low) == 0 {
+		return 0, refuse("report it with /sys/firmware/memmap", "there is no RAM below 640 KiB in which the stub can start the other CPUs")
+	}
+	return low[0].Start, nil
+}
+
+// Offsets in the Fixed ACPI Description Table (ACPI 6.5, table 5.9).
+const (
+	facpFlags      = 112
+	facpReset      = 116 // generic address structure of 12 bytes
+	facpResetValue = 128
+	facpEnd        = 129
+
+	facpResetSupported = 1 << 10
+)
+
+// resetRegister returns the reset register that the FADT names, or none.
+func resetRegister(facp []byte) stub.ResetRegister {
+	le := binary.LittleEndian
+	if len(facp) < facpEnd || string(facp[:4]) != "FACP" || le.Uint32(facp[facpFlags:])&facpResetSupported == 0 {
+		return stub.ResetRegister{}
+	}
+	r := stub.ResetRegister{
+		Space:   facp[facpReset],
+		Address: le.Uint64(facp[facpReset+4:]),
+		Value:   facp[facpResetValue],
+	}
+	// What the stub doesn't reach must not keep the machine from being armed:
+	// it has other ways to reset.
+	switch {
+	case r.Space == stub.SpaceIO && r.Address < 1<<16:
+	case r.Space == stub.SpaceMemory && r.Address < 4*phys.GiB:
+	default:
+		return stub.ResetRegister{}
+	}
+	return r
+}
+
+// encrypted refuses if memory is encrypted with a key that a reset changes:
+// what was preserved would be noise.
+func (s *System) encrypted() error {
+	const todo = "turn memory encryption off (kernel: mem_encrypt=off), or use kdump"
+	cmdline, err := s.read("proc/cmdline")
+	if err != nil {
+		return err
+	}
+	mode := ""
+	for _, w := range strings.Fields(cmdline) {
+		if v, ok := strings.CutPrefix(w, "mem_encrypt="); ok {
+			mode = v
+		}
+	}
+	if mode == "on" {
+		return refuse(todo, "memory encryption is on (mem_encrypt=on), and a reset changes its key")
+	}
+	// Signs of a guest that is encrypted. The flag sme only says that the CPU
+	// could.
+	guest := ""
+	if _, err := os.Stat(s.path("dev/sev-guest")); err == nil {
+		guest = "SEV-SNP"
+	}
+	err = s.cpuInfo(func(key, value string) error {
+		if key != "flags" || guest != "" {
+			return nil
+		}
+		for _, f := range strings.Fields(value) {
+			if f == "tdx_guest" {
+				guest = f
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if guest != "" {
+		return refuse("use kdump", "this is a confidential guest (%s), whose memory no reset preserves", guest)
+	}
+	return nil
+}

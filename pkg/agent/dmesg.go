@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/oldmem"
+	"github.com/warmcore/warmcore/pkg/printk"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
+)
+
+// dump is an ELF dump whose headers and notes have been read.
+type dump struct {
+	header elfcore.Header
+	cpus   []elfcore.PRStatus // one for each CPU with registers
+	info   *vmcoreinfo.Info   // nil where infoErr says why
+	err    error
+}
+
+func readDump(r io.ReaderAt) (d dump, err error) {
+	if d.header, err = elfcore.Read(r); err != nil {
+		return dump{}, err
+	}
+	d.err = errors.New("the dump has no VMCOREINFO")
+	for _, seg := range d.header.Notes {
+		b := make([]byte, min(seg.Size, elfcore.MaxNoteSize))
+		if n, err := r.ReadAt(b, int64(seg.Offset)); n < len(b) {
+			return dump{}, fmt.Errorf("read notes at offset %#x: %w", seg.Offset, err)
+		}
+		notes, err := elfcore.ParseNotes(b)
+		if err != nil {
+			return dump{}, fmt.Errorf("notes at offset %#x: %w", seg.Offset, err)
+		}
+		cpus, err := elfcore.PRStatuses(d.header.Machine, notes)
+		if err != nil {
+			return dump{}, fmt.Errorf("notes at offset %#x: %w", seg.Offset, err)
+		}
+		d.cpus = append(d.cpus, cpus...)
+		for _, n := range notes {
+			if n.Name == elfcore.NameVMCoreInfo && d.info == nil {
+				d.info, d.err = vmcoreinfo.Parse(n.Desc)
+			}
+		}
+	}
+	return d, nil
+}
+
+// log returns the crashed kernel's log as text.
+func (d dump) log(r io.ReaderAt) (text []byte, lost int, err error) {
+	if d.info == nil {
+		return nil, 0, d.err
+	}
+	l, err := printk.Read(d.info, printk.Core{Dump: r, Loads: d.header.Loads})
+	if err != nil {
+		return nil, 0, err
+	}
+	return l.AppendText(nil), l.Lost, nil
+}
+
+// Dmesg returns the crashed kernel's log from an ELF dump at path, or, for
+// "", from the dump that this boot offers. lost is how many messages could
+// not be read.
+func (s *System) Dmesg(path string) (text []byte, lost int, err error) {
+	offered := path == ""
+	if offered {
+		if err := s.root(); err != nil {
+			return nil, 0, err
+		}
+		path = s.path(vmcoreFile)
+	}
+	src, err := oldmem.Open(path)
+	if offered && errors.Is(err, oldmem.ErrNone) {
+		return nil, 0, &Nothing{"there is no dump in this boot"}
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	defer src.Close()
+	d, err := readDump(src)
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", path, err)
+	}
+	text, lost, err = d.log(src)
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", path, err)
+	}
+	return text, lost, nil
+}

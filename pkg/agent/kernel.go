@@ -1,0 +1,224 @@
+package agent
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/warmcore/warmcore/boot/stub"
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// kernel is what the running kernel says about itself.
+type kernel struct {
+	identity   registration.Identity // without Nonce, Machine and Time
+	notes      []registration.Note
+	cpus       int // with notes
+	vmcoreinfo registration.Note
+	mapping    registration.Mapping
+	crashArea  phys.Range
+}
+
+func (s *System) kernel() (k kernel, err error) {
+	if k.identity, err = s.identity(); err != nil {
+		return kernel{}, fmt.Errorf("identify the running kernel: %w", err)
+	}
+	if k.notes, k.cpus, err = s.crashNotes(); err != nil {
+		return kernel{}, fmt.Errorf("find the crash notes: %w", err)
+	}
+	if k.vmcoreinfo, err = s.vmcoreinfo(); err != nil {
+		return kernel{}, fmt.Errorf("find VMCOREINFO: %w", err)
+	}
+	if k.crashArea, err = s.crashArea(); err != nil {
+		return kernel{}, err
+	}
+	// A dump without the mapping is harder to read but complete: the payload
+	// can find it in the page tables.
+	if k.mapping, err = s.mapping(); err != nil {
+		s.log().Warn("the kernel's mappings are not known", "err", err)
+	}
+	return k, nil
+}
+
+func (s *System) identity() (id registration.Identity, err error) {
+	if id.Release, err = s.read("proc/sys/kernel/osrelease"); err != nil {
+		return registration.Identity{}, err
+	}
+	id.Release = id.Release[:min(len(id.Release), registration.MaxRelease)]
+	boot, err := s.read("proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return registration.Identity{}, err
+	}
+	raw, err := hex.DecodeString(strings.ReplaceAll(boot, "-", ""))
+	if err != nil || len(raw) != len(id.BootID) {
+		return registration.Identity{}, fmt.Errorf("boot_id %q is no UUID", boot)
+	}
+	copy(id.BootID[:], raw)
+	// The kernel's own notes; one of them is GNU's build id.
+	notes, err := s.readBytes("sys/kernel/notes")
+	if err == nil {
+		if list, err := elfcore.ParseNotes(notes); err == nil {
+			for _, n := range list {
+				const typeBuildID = 3 // NT_GNU_BUILD_ID
+				if n.Name == "GNU" && n.Type == typeBuildID && len(n.Desc) <= registration.MaxBuildID {
+					id.BuildID = append([]byte(nil), n.Desc...)
+				}
+			}
+		}
+	}
+	id.PageSize = uint32(os.Getpagesize())
+	return id, nil
+}
+
+// crashNotes returns where each CPU's registers go at a panic, by CPU number.
+// sysfs has a CPU that is present, online or not.
+func (s *System) crashNotes() ([]registration.Note, int, error) {
+	const dir = "sys/devices/system/cpu"
+	entries, err := os.ReadDir(s.path(dir))
+	if err != nil {
+		return nil, 0, err
+	}
+	var notes []registration.Note
+	found := 0
+	for _, e := range entries {
+		digits, ok := strings.CutPrefix(e.Name(), "cpu")
+		n, err := strconv.ParseUint(digits, 10, 32)
+		if !ok || err != nil {
+			continue
+		}
+		if n >= registration.MaxCPUs {
+			s.log().Warn("registers of this CPU will not be in a dump", "cpu", n, "limit", registration.MaxCPUs)
+			continue
+		}
+		addr, err := s.read(dir + "/" + e.Name() + "/crash_notes")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		size, err := s.read(dir + "/" + e.Name() + "/crash_notes_size")
+		if err != nil {
+			return nil, 0, err
+		}
+		note, err := parseNote(addr, 16, size, 10)
+		if err != nil {
+			return nil, 0, fmt.Errorf("%s: %w", e.Name(), err)
+		}
+		for uint64(len(notes)) <= n {
+			notes = append(notes, registration.Note{})
+		}
+		notes[n] = note
+		found++
+	}
+	if found == 0 {
+		return nil, 0, errors.New("no CPU has any (CONFIG_KEXEC)")
+	}
+	return notes, found, nil
+}
+
+// vmcoreinfo reads "ADDR SIZE", both hexadecimal (vmcoreinfo_show in
+// kernel/ksysfs.c, v6.12).
+func (s *System) vmcoreinfo() (registration.Note, error) {
+	text, err := s.read("sys/kernel/vmcoreinfo")
+	if err != nil {
+		return registration.Note{}, err
+	}
+	addr, size, ok := strings.Cut(text, " ")
+	if !ok {
+		return registration.Note{}, fmt.Errorf("%q is not an address and a size", text)
+	}
+	return parseNote(addr, 16, size, 16)
+}
+
+func parseNote(addr string, addrBase int, size string, sizeBase int) (registration.Note, error) {
+	a, err := strconv.ParseUint(strings.TrimPrefix(addr, "0x"), addrBase, 64)
+	if err != nil {
+		return registration.Note{}, fmt.Errorf("address: %w", err)
+	}
+	n, err := strconv.ParseUint(strings.TrimPrefix(size, "0x"), sizeBase, 64)
+	if err != nil {
+		return registration.Note{}, fmt.Errorf("size: %w", err)
+	}
+	if a == 0 || n == 0 || n > registration.MaxNoteSize {
+		return registration.Note{}, fmt.Errorf("%d bytes at %#x: no note is there", n, a)
+	}
+	return registration.Note{Addr: a, Size: n}, nil
+}
+
+// crashArea returns the part of the memory reserved by crashkernel= that the
+// stub can be in.
+func (s *System) crashArea() (phys.Range, error) {
+	m, err := s.ioMem()
+	if err != nil {
+		return phys.Range{}, err
+	}
+	areas := m.Named("Crash kernel")
+	for _, r := range areas {
+		// The stub's page tables map the first 4 GiB.
+		r = phys.Range{Start: r.Start, End: min(r.End, 4*phys.GiB)}.AlignIn(phys.PageSize)
+		if r.Size() >= stub.MaxSize {
+			return r, nil
+		}
+	}
+	return phys.Range{}, refuse("see why in `dmesg | grep -i crash`: the payload asks for crashkernel=1M",
+		"the memory reserved for the stub is %v, want %s below 4 GiB", areas, phys.FormatSize(stub.MaxSize))
+}
+
+func (s *System) ioMem() (memmap.Map, error) {
+	f, err := os.Open(s.path("proc/iomem"))
+	if err != nil {
+		return memmap.Map{}, err
+	}
+	defer f.Close()
+	m, err := memmap.IOMem(f)
+	if errors.Is(err, memmap.ErrUnprivileged) {
+		return memmap.Map{}, refuse("run it as root, with CAP_SYS_ADMIN", "%v", err)
+	}
+	return m, err
+}
+
+// mapping reads the kernel's mappings out of the program headers of
+// /proc/kcore. Those of RAM and of the kernel's text have a physical address,
+// all others have p_paddr -1 (read_kcore_iter in fs/proc/kcore.c, v6.12, and
+// get_kcore_size's callers since v4.18).
+func (s *System) mapping() (registration.Mapping, error) {
+	f, err := os.Open(s.path("proc/kcore"))
+	if err != nil {
+		return registration.Mapping{}, err
+	}
+	defer f.Close()
+	h, err := elfcore.Read(f)
+	if err != nil {
+		return registration.Mapping{}, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	const textStart = 0xffffffff80000000 // __START_KERNEL_map, x86-64
+	var m registration.Mapping
+	for _, l := range h.Loads {
+		switch {
+		case l.Phys == 1<<64-1:
+		case l.Virt >= textStart:
+			if m.TextVirt != 0 {
+				return registration.Mapping{}, fmt.Errorf("%s: two mappings of the kernel's text, at %#x and %#x", f.Name(), m.TextVirt, l.Virt)
+			}
+			m.TextVirt, m.TextPhys, m.TextSize = l.Virt, l.Phys, l.Size
+		default:
+			base := l.Virt - l.Phys
+			if m.DirectBase != 0 && base != m.DirectBase {
+				return registration.Mapping{}, fmt.Errorf("%s: two direct maps, at %#x and %#x", f.Name(), m.DirectBase, base)
+			}
+			m.DirectBase = base
+		}
+	}
+	if m.DirectBase == 0 {
+		return registration.Mapping{}, fmt.Errorf("%s: no direct map in it", f.Name())
+	}
+	return m, nil
+}

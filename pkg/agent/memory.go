@@ -1,0 +1,298 @@
+package agent
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/hotplug"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// Moved is what Release, Lend and Reclaim did.
+type Moved struct {
+	Bytes       uint64     `json:"bytes"`        // switched by this call
+	Blocks      int        `json:"blocks"`       // of memory
+	MemTotalKiB [2]uint64  `json:"memtotal_kib"` // before and after
+	Left        []LeftOver `json:"left,omitempty"`
+}
+
+// LeftOver is a memory block that could not be switched.
+type LeftOver struct {
+	Range MemoryRange `json:"range"`
+	Why   string      `json:"why"`
+}
+
+// MemoryRange is a range of physical memory in JSON, whose numbers don't hold
+// every address.
+type MemoryRange struct {
+	Start string `json:"start"` // hexadecimal
+	Bytes uint64 `json:"bytes"`
+}
+
+func memoryRange(r phys.Range) MemoryRange {
+	return MemoryRange{fmt.Sprintf("%#x", r.Start), r.Size()}
+}
+
+func (r MemoryRange) String() string { return phys.FormatSize(r.Bytes) + " at " + r.Start }
+
+// parts is the memory that may be switched on and off, in whole memory blocks
+// of the running kernel.
+type parts struct {
+	preserved []hotplug.Block
+	lendable  []hotplug.Block // window and destination
+}
+
+// parts lists the memory blocks by role. A block that isn't wholly of one
+// kind is in neither list, and so is one that touches boot memory or the
+// handoff area, because roles don't overlap; that is proved again here, for
+// the plan was read from memory that a crashed kernel could write.
+func (x *session) parts() (p parts, err error) {
+	keep := x.plan(registration.RoleBoot, registration.RoleHandoff, registration.RoleLost).Union(phys.Set{x.area.Range()})
+	h := x.hotplug()
+	lendable := x.plan(registration.RoleWindow, registration.RoleDestination).Minus(keep)
+	if p.lendable, err = h.Blocks(lendable); err != nil {
+		return parts{}, err
+	}
+	preserved := x.plan(registration.RolePreserved).Minus(keep).Minus(lendable)
+	if p.preserved, err = h.Blocks(preserved); err != nil {
+		return parts{}, err
+	}
+	return p, nil
+}
+
+// addMemory makes memory blocks, offline, of the Soft Reserved memory in want.
+func (x *session) addMemory(want phys.Set) error {
+	h := x.hotplug()
+	if err := h.Load(); err != nil {
+		return refuse("install the kernel's modules of the running version", "Soft Reserved memory can't be used: %v", err)
+	}
+	devices, err := h.Devices()
+	if err != nil {
+		return err
+	}
+	bound := 0
+	for _, d := range devices {
+		if !want.Overlaps(d.Range) {
+			continue
+		}
+		if err := h.Bind(d); err != nil {
+			return err
+		}
+		x.log().Info("memory is with kmem", "device", d.Name, "range", d.Range.String())
+		bound++
+	}
+	if bound == 0 {
+		return refuse("see `dmesg | grep -i -e hmem -e 'soft reserved'`", "the kernel made no dax device of the Soft Reserved memory %v", want)
+	}
+	return nil
+}
+
+// Release gives preserved memory, window and destination to the running
+// kernel: the first for everything, the others for user pages only. discard
+// allows it though the dump was not saved. Broken off, it can be done again.
+func (s *System) Release(discard bool) (Moved, error) {
+	x, err := s.open(true)
+	if err != nil {
+		return Moved{}, err
+	}
+	defer x.close()
+	if err := x.need(); err != nil {
+		return Moved{}, err
+	}
+	if !x.captureBoot() {
+		return Moved{}, &Nothing{"no memory is kept: this is a plain boot"}
+	}
+	before := x.memTotal()
+	switch state := x.block.State; {
+	case state == registration.Capturing && !discard:
+		return Moved{}, refuse("`warmcore save`, or `warmcore release --discard`", "the dump is not saved")
+	case state == registration.Armed || state == registration.Disarmed || state == registration.Prearmed || state == registration.Empty:
+		p, err := x.parts()
+		if err != nil {
+			return Moved{}, err
+		}
+		if len(p.preserved) > 0 && allOnline(p.preserved) {
+			return Moved{}, &Nothing{"all preserved memory has been given back"}
+		}
+	}
+	if x.block.State == registration.Capturing || x.block.State == registration.Saved {
+		x.block.State = registration.Releasing
+		if err := x.store(); err != nil {
+			return Moved{}, fmt.Errorf("release: %w", err)
+		}
+	}
+	if err := x.hide(); err != nil {
+		return Moved{}, fmt.Errorf("release: %w", err)
+	}
+	if err := x.addMemory(x.plan(registration.RolePreserved, registration.RoleDestination, registration.RoleWindow)); err != nil {
+		return Moved{}, err
+	}
+	p, err := x.parts()
+	if err != nil {
+		return Moved{}, err
+	}
+	m := x.online("release", p)
+	m.MemTotalKiB = [2]uint64{before, x.memTotal()}
+	if len(m.Left) > 0 {
+		return m, fmt.Errorf("release: %d of %d memory blocks are left, the first is %v: %s",
+			len(m.Left), len(p.preserved)+len(p.lendable), m.Left[0].Range, m.Left[0].Why)
+	}
+	return m, nil
+}
+
+func allOnline(blocks []hotplug.Block) bool {
+	for _, b := range blocks {
+		if !b.Online() {
+			return false
+		}
+	}
+	return true
+}
+
+// online switches all of p online. Preserved blocks come first: the memory
+// that describes further memory must come from somewhere.
+func (x *session) online(what string, p parts) (m Moved) {
+	h, start := x.hotplug(), x.now()
+	total := uint64(0)
+	for _, list := range [][]hotplug.Block{p.preserved, p.lendable} {
+		for _, b := range list {
+			total += b.Range.Size()
+		}
+	}
+	done := uint64(0)
+	switchOn := func(list []hotplug.Block, movable bool) {
+		for i := range list {
+			b := &list[i]
+			was := b.Online()
+			if err := h.Online(b, movable); err != nil {
+				x.log().Warn("memory block stays offline", "range", b.Range.String(), "err", err)
+				m.Left = append(m.Left, LeftOver{memoryRange(b.Range), err.Error()})
+			} else if !was {
+				m.Blocks++
+				m.Bytes += b.Range.Size()
+			}
+			done += b.Range.Size()
+			x.progress(Progress{What: what, Done: done, Total: total, Elapsed: x.now().Sub(start)})
+		}
+	}
+	switchOn(p.preserved, false)
+	switchOn(p.lendable, true)
+	return m
+}
+
+// Lend gives window and destination to user pages of a plain boot; a dump
+// doesn't need those.
+func (s *System) Lend() (Moved, error) {
+	x, err := s.open(true)
+	if err != nil {
+		return Moved{}, err
+	}
+	defer x.close()
+	if err := x.need(); err != nil {
+		return Moved{}, err
+	}
+	switch x.block.State {
+	case registration.Capturing, registration.Saved:
+		if x.captureBoot() {
+			return Moved{}, refuse("`warmcore save`, then `warmcore release`, which lends as well",
+				"the destination holds part of the dump (state %v)", x.block.State)
+		}
+	}
+	before := x.memTotal()
+	lendable := x.plan(registration.RoleWindow, registration.RoleDestination)
+	if len(lendable) == 0 {
+		return Moved{}, &Nothing{"there is nothing to lend: the payload planned no destination"}
+	}
+	if err := x.addMemory(lendable); err != nil {
+		return Moved{}, err
+	}
+	p, err := x.parts()
+	if err != nil {
+		return Moved{}, err
+	}
+	p.preserved = nil
+	if len(p.lendable) > 0 && allMovable(p.lendable) {
+		return Moved{}, &Nothing{"window and destination are lent already"}
+	}
+	m := x.online("lend", p)
+	m.MemTotalKiB = [2]uint64{before, x.memTotal()}
+	if len(m.Left) > 0 {
+		return m, fmt.Errorf("lend: %d of %d memory blocks are left, the first is %v: %s",
+			len(m.Left), len(p.lendable), m.Left[0].Range, m.Left[0].Why)
+	}
+	return m, nil
+}
+
+func allMovable(blocks []hotplug.Block) bool {
+	for _, b := range blocks {
+		if !b.Movable() {
+			return false
+		}
+	}
+	return true
+}
+
+// Reclaim takes window and destination back from user pages. Blocks whose
+// pages can't be moved now stay lent.
+func (s *System) Reclaim() (Moved, error) {
+	x, err := s.open(true)
+	if err != nil {
+		return Moved{}, err
+	}
+	defer x.close()
+	if err := x.need(); err != nil {
+		return Moved{}, err
+	}
+	p, err := x.parts()
+	if err != nil {
+		return Moved{}, err
+	}
+	m := Moved{MemTotalKiB: [2]uint64{x.memTotal(), 0}}
+	h, start := x.hotplug(), x.now()
+	var lent []*hotplug.Block
+	total, done := uint64(0), uint64(0)
+	for i := range p.lendable {
+		if b := &p.lendable[i]; b.Online() {
+			lent = append(lent, b)
+			total += b.Range.Size()
+		}
+	}
+	if len(lent) == 0 {
+		return Moved{}, &Nothing{"nothing is lent"}
+	}
+	for _, b := range lent {
+		if err := h.Offline(b); err != nil {
+			m.Left = append(m.Left, LeftOver{memoryRange(b.Range), err.Error()})
+		} else {
+			m.Blocks++
+			m.Bytes += b.Range.Size()
+		}
+		done += b.Range.Size()
+		x.progress(Progress{What: "reclaim", Done: done, Total: total, Elapsed: x.now().Sub(start)})
+	}
+	m.MemTotalKiB[1] = x.memTotal()
+	if len(m.Left) > 0 {
+		return m, fmt.Errorf("reclaim: %d of %d memory blocks are still in use, the first is %v: %s",
+			len(m.Left), len(lent), m.Left[0].Range, m.Left[0].Why)
+	}
+	return m, nil
+}
+
+// memTotal returns the running kernel's memory in KiB, 0 if it doesn't say.
+func (s *System) memTotal() uint64 {
+	text, err := s.read("proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
+			if f := strings.Fields(rest); len(f) > 0 {
+				n, _ := strconv.ParseUint(f[0], 10, 64)
+				return n
+			}
+		}
+	}
+	return 0
+}

@@ -1,0 +1,213 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/hotplug"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// StatusSchema is the number of Status's schema; see ManifestSchema.
+const StatusSchema = 1
+
+// Status is what `warmcore status --json` prints. Sizes are in bytes.
+type Status struct {
+	Schema  int    `json:"schema"`
+	Armed   bool   `json:"armed"` // a crash now would be dumped
+	Why     string `json:"why"`   // one sentence
+	State   string `json:"state"` // in the handoff area; "" if there is none
+	Boot    string `json:"boot"`  // plain or capture
+	Dump    bool   `json:"dump"`  // there is a dump that can be saved
+	Payload string `json:"payload,omitempty"`
+	Mode    string `json:"handover"` // vmcore, or "" in a plain boot
+	Kernel  string `json:"kernel"`   // running, as uname -r
+
+	Handoff  string         `json:"handoff,omitempty"`
+	Plan     []StatusRange  `json:"plan,omitempty"`
+	Memory   StatusMemory   `json:"memory"`
+	Counters StatusCounters `json:"counters"`
+	Last     *StatusCapture `json:"last_capture,omitempty"`
+}
+
+// StatusRange is a range of the memory plan.
+type StatusRange struct {
+	Role string `json:"role"`
+	MemoryRange
+}
+
+// StatusMemory is how much memory is where.
+type StatusMemory struct {
+	TotalKiB  uint64 `json:"total_kib"` // of the running kernel
+	Window    uint64 `json:"window"`    // the payload's
+	Boot      uint64 `json:"boot"`      // boot memory
+	Lendable  uint64 `json:"lendable"`  // window and destination
+	Lent      uint64 `json:"lent"`      // of that, in use
+	Preserved uint64 `json:"preserved"` // kept at a crash
+	Kept      uint64 `json:"kept"`      // of that, not given back in this boot
+}
+
+// StatusCounters survive resets.
+type StatusCounters struct {
+	Boots    uint64 `json:"boots"`
+	Captures uint64 `json:"captures"`
+	Attempts uint32 `json:"attempts"` // capture boots of the present dump
+}
+
+// StatusCapture is the last dump that the payload made.
+type StatusCapture struct {
+	Time      *time.Time `json:"time,omitempty"`
+	Reason    string     `json:"reason"`
+	CopyBytes uint64     `json:"copy_bytes"`
+	CopySecs  float64    `json:"copy_seconds"`
+	CPUs      uint32     `json:"cpus_with_registers"`
+	Flushed   uint32     `json:"cpus_flushed"`
+	Seen      uint32     `json:"cpus_seen"`
+}
+
+// Status says how things are. A machine that was not booted by the payload
+// has a status too: it is not armed.
+func (s *System) Status() (Status, error) {
+	st := Status{Schema: StatusSchema, Boot: "plain"}
+	st.Kernel, _ = s.read("proc/sys/kernel/osrelease")
+	st.Memory.TotalKiB = s.memTotal()
+	if s.captureBoot() {
+		st.Boot, st.Mode = "capture", "vmcore"
+	}
+	x, err := s.open(false)
+	switch err := err.(type) {
+	case nil:
+	case *Refusal:
+		st.Why = err.What
+		return st, nil
+	default:
+		return Status{}, err
+	}
+	defer x.close()
+	st.Handoff = x.area.Range().String()
+	if x.block == nil {
+		st.Why = x.err.Error()
+		return st, nil
+	}
+	b := x.block
+	st.State, st.Payload = b.State.String(), b.PayloadVersion
+	st.Dump = b.State == registration.Capturing || b.State == registration.Saved && st.Boot == "capture"
+	st.Counters = StatusCounters{b.Counters.Boots, b.Counters.Captures, b.Counters.Attempts}
+	st.Armed, st.Why = x.armed()
+	for _, p := range b.Plan {
+		st.Plan = append(st.Plan, StatusRange{p.Role.String(), memoryRange(p.Range)})
+	}
+	x.measure(&st.Memory)
+	if c := b.Capture; c.Reason != registration.ReasonNone {
+		st.Last = &StatusCapture{
+			Time: unixTime(c.Time), Reason: c.Reason.String(),
+			CopyBytes: c.CopyBytes, CopySecs: float64(c.CopyNanos) / 1e9,
+			CPUs: c.CPUsWithRegisters, Flushed: c.CPUsFlushed, Seen: c.CPUsSeen,
+		}
+	}
+	return st, nil
+}
+
+// armed says whether a crash now would be dumped, and why.
+func (x *session) armed() (bool, string) {
+	loaded, err := x.read("sys/kernel/kexec_crash_loaded")
+	switch b := x.block; {
+	case b.State == registration.Capturing:
+		return false, "there is a dump to save"
+	case b.State == registration.Prearmed:
+		return false, "the agent has not armed; an early crash is dumped, without registers of CPUs"
+	case b.State != registration.Armed:
+		return false, "the state is " + b.State.String()
+	case err == nil && loaded == "0":
+		return false, "something unloaded the stub (kdump-tools does): run `warmcore arm`"
+	}
+	// The state outlives the boot that it was written in only by mistake:
+	// the payload changes it at every reset.
+	if id, err := x.identity(); err == nil && id.BootID != x.block.Identity.BootID {
+		return false, "it was another boot that armed: run `warmcore arm`"
+	}
+	return true, "a panic or a reset now is dumped"
+}
+
+func (x *session) measure(m *StatusMemory) {
+	m.Window = x.plan(registration.RoleWindow).Size()
+	m.Boot = x.plan(registration.RoleBoot).Size()
+	m.Preserved = x.plan(registration.RolePreserved).Size()
+	m.Lendable = x.plan(registration.RoleWindow, registration.RoleDestination).Size()
+	p, err := x.parts()
+	if err != nil {
+		return // a kernel without memory hotplug
+	}
+	online := func(list []hotplug.Block) (n uint64) {
+		for _, b := range list {
+			if b.Online() {
+				n += b.Range.Size()
+			}
+		}
+		return n
+	}
+	m.Lent = online(p.lendable)
+	m.Kept = m.Preserved - min(m.Preserved, online(p.preserved))
+}
+
+// Lines returns the status for people.
+func (st Status) Lines() []string {
+	yes := "not armed"
+	if st.Armed {
+		yes = "armed"
+	}
+	out := []string{fmt.Sprintf("%s: %s", yes, st.Why)}
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	add("kernel:       %s, %s boot", st.Kernel, st.Boot)
+	if st.State == "" {
+		return out
+	}
+	add("registration: %s", st.State)
+	add("payload:      %s", st.Payload)
+	add("memory:       %s for this kernel, boot memory %s, preserved %s",
+		phys.FormatSize(st.Memory.TotalKiB*phys.KiB), phys.FormatSize(st.Memory.Boot), phys.FormatSize(st.Memory.Preserved))
+	add("lent:         %s of %s in window and destination", phys.FormatSize(st.Memory.Lent), phys.FormatSize(st.Memory.Lendable))
+	if st.Memory.Kept > 0 {
+		add("kept:         %s not given back", phys.FormatSize(st.Memory.Kept))
+	}
+	add("counted:      %d boots, %d captures", st.Counters.Boots, st.Counters.Captures)
+	if c := st.Last; c != nil {
+		when := "at an unknown time"
+		if c.Time != nil {
+			when = c.Time.Format(time.RFC3339)
+		}
+		add("last capture: %s, %s, %s copied in %.2f s, registers of %d CPUs, caches of %d of %d flushed",
+			c.Reason, when, phys.FormatSize(c.CopyBytes), c.CopySecs, c.CPUs, c.Flushed, c.Seen)
+	}
+	return out
+}
+
+// PayloadLog is the payload's log of one boot.
+type PayloadLog struct {
+	Boot uint64 `json:"boot"` // number of the boot
+	Text string `json:"text"`
+}
+
+// Logs returns the payload's log of this boot and, if there is one, of the
+// boot before.
+func (s *System) Logs() ([]PayloadLog, error) {
+	x, err := s.open(false)
+	if err != nil {
+		return nil, err
+	}
+	defer x.close()
+	current, previous, err := registration.DecodeLogs(x.bytes)
+	if errors.Is(err, registration.ErrEmpty) {
+		return nil, &Nothing{"the payload has logged nothing"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	list := []PayloadLog{{current.Boot, string(current.Text)}}
+	if previous.Boot != 0 || len(previous.Text) > 0 {
+		list = append(list, PayloadLog{previous.Boot, string(previous.Text)})
+	}
+	return list, nil
+}

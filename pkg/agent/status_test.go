@@ -1,0 +1,131 @@
+package agent
+
+import (
+	"errors"
+	"io/fs"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+func TestStatus(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		setup func(t *testing.T) *testMachine
+		armed bool
+		why   string
+		state string
+		boot  string
+		dump  bool
+		lent  uint64 // blocks
+		kept  uint64 // blocks
+	}{
+		{name: "no payload", setup: func(t *testing.T) *testMachine {
+			m := plainBoot(t)
+			m.file("proc/cmdline", "quiet\n")
+			return m
+		}, why: "not started by the warmcore payload", boot: "plain"},
+		{name: "prearmed", setup: plainBoot, why: "the agent has not armed", state: "prearmed", boot: "plain"},
+		{name: "armed and lent", setup: func(t *testing.T) *testMachine {
+			m := plainBoot(t)
+			if _, err := m.Arm(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.Lend(); err != nil {
+				t.Fatal(err)
+			}
+			m.file("sys/kernel/kexec_crash_loaded", "1\n")
+			return m
+		}, armed: true, why: "a panic or a reset now is dumped", state: "armed", boot: "plain", lent: 6},
+		{name: "stub unloaded", setup: func(t *testing.T) *testMachine {
+			m := plainBoot(t)
+			if _, err := m.Arm(); err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}, why: "something unloaded the stub", state: "armed", boot: "plain"},
+		{name: "armed by another boot", setup: func(t *testing.T) *testMachine {
+			m := plainBoot(t)
+			if _, err := m.Arm(); err != nil {
+				t.Fatal(err)
+			}
+			m.file("sys/kernel/kexec_crash_loaded", "1\n")
+			m.file("proc/sys/kernel/random/boot_id", "ffffffff-4455-6677-8899-aabbccddeeff\n")
+			return m
+		}, why: "another boot", state: "armed", boot: "plain"},
+		{name: "disarmed", setup: func(t *testing.T) *testMachine {
+			m := plainBoot(t)
+			if err := m.Disarm(); err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}, why: "the state is disarmed", state: "disarmed", boot: "plain"},
+		{name: "a dump", setup: captureBoot, why: "there is a dump to save", state: "capturing", boot: "capture", dump: true, kept: 5},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := tc.setup(t)
+			before := string(m.memory.bytes)
+			st, err := m.Status()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st.Armed != tc.armed || !strings.Contains(st.Why, tc.why) || st.State != tc.state || st.Boot != tc.boot || st.Dump != tc.dump {
+				t.Errorf("status = %+v\nwant armed %v, why %q, state %q, boot %q, dump %v", st, tc.armed, tc.why, tc.state, tc.boot, tc.dump)
+			}
+			if st.State != "" {
+				want := StatusMemory{
+					TotalKiB: 1000, Window: testBlock, Boot: 383*phys.MiB + 126*phys.MiB + testBlock,
+					Lendable: 6 * testBlock, Lent: tc.lent * testBlock, Preserved: 5 * testBlock, Kept: tc.kept * testBlock,
+				}
+				if diff := cmp.Diff(want, st.Memory); diff != "" {
+					t.Errorf("memory (-want +got):\n%s", diff)
+				}
+				if len(st.Plan) != len(testPlan) || st.Plan[1] != (StatusRange{"handoff", MemoryRange{"0x20000000", 2 * phys.MiB}}) {
+					t.Errorf("plan = %v", st.Plan)
+				}
+			}
+			if (st.Last != nil) != tc.dump {
+				t.Errorf("last capture = %+v", st.Last)
+			}
+			first := st.Lines()[0]
+			if strings.HasPrefix(first, "armed:") != tc.armed {
+				t.Errorf("first line is %q", first)
+			}
+			if string(m.memory.bytes) != before {
+				t.Error("Status changed the handoff area")
+			}
+		})
+	}
+	m := plainBoot(t)
+	m.memory.err = errors.New("bus error")
+	if _, err := m.Status(); !errors.Is(err, m.memory.err) {
+		t.Errorf("Status with bad memory: %v", err)
+	}
+	m.memory.err = fs.ErrPermission
+	m.file("sys/kernel/security/lockdown", "none integrity [confidentiality]\n")
+	if st, err := m.Status(); err != nil || !strings.Contains(st.Why, "confidentiality") {
+		t.Errorf("Status under lockdown = %+v, %v", st, err)
+	}
+}
+
+func TestLogs(t *testing.T) {
+	m := plainBoot(t)
+	_, err := m.Logs()
+	wantNothing(t, err)
+	for _, text := range []string{"first\n", "second\n"} {
+		off, boot := registration.NextLogSlot(m.memory.bytes)
+		copy(m.memory.bytes[off:], registration.EncodeLog(registration.Log{Boot: boot, Text: []byte(text)}))
+	}
+	got, err := m.Logs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []PayloadLog{{2, "second\n"}, {1, "first\n"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("logs (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,114 @@
+// Package handoff finds the handoff area and moves bytes to and from it. What
+// the bytes mean is pkg/registration's business; nothing here decodes them.
+//
+// Invariants: nothing outside the area is read or written, whatever offset a
+// caller gives; ReadAll returns a private copy, because the area may change
+// while it is being read.
+package handoff
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// Parameter is the kernel parameter with which the payload tells the normal
+// kernel's user space where the handoff area is: warmcore.handoff=ADDR,SIZE.
+const Parameter = "warmcore.handoff"
+
+// Bounds of an area's size, in bytes. They catch garbage on a command line;
+// pkg/registration knows what it needs.
+const (
+	MinSize = 64 * phys.KiB
+	MaxSize = 64 * phys.MiB
+)
+
+// ErrNone says that the command line names no handoff area: the payload
+// didn't start this kernel, or the area is told in another way.
+var ErrNone = errors.New("no " + Parameter + "= on the kernel command line")
+
+// Parse finds the handoff area in a kernel command line. Of several
+// parameters the last counts, as for the kernel's own. Words behind "--" are
+// init's and don't count.
+func Parse(cmdline string) (phys.Range, error) {
+	value, found := "", false
+	for _, word := range strings.Fields(cmdline) {
+		if word == "--" {
+			break
+		}
+		if v, ok := strings.CutPrefix(word, Parameter+"="); ok {
+			value, found = v, true
+		}
+	}
+	if !found {
+		return phys.Range{}, ErrNone
+	}
+	addr, size, ok := strings.Cut(value, ",")
+	if !ok {
+		return phys.Range{}, fmt.Errorf("%s=%q: want ADDR,SIZE", Parameter, value)
+	}
+	start, err := phys.ParseSize(addr)
+	if err != nil {
+		return phys.Range{}, fmt.Errorf("%s=%q: address: %w", Parameter, value, err)
+	}
+	n, err := phys.ParseSize(size)
+	if err != nil {
+		return phys.Range{}, fmt.Errorf("%s=%q: size: %w", Parameter, value, err)
+	}
+	r, ok := phys.Sized(start, n)
+	switch {
+	case !ok:
+		return phys.Range{}, fmt.Errorf("%s=%q: beyond 64 bits", Parameter, value)
+	case n < MinSize || n > MaxSize:
+		return phys.Range{}, fmt.Errorf("%s=%q: size is %s, want %s to %s", Parameter, value,
+			phys.FormatSize(n), phys.FormatSize(MinSize), phys.FormatSize(MaxSize))
+	case start < phys.MiB:
+		return phys.Range{}, fmt.Errorf("%s=%q: below 1 MiB, which firmware overwrites", Parameter, value)
+	case start%phys.PageSize != 0 || n%phys.PageSize != 0:
+		return phys.Range{}, fmt.Errorf("%s=%q: not whole pages", Parameter, value)
+	}
+	return r, nil
+}
+
+// Memory is physical memory, as pkg/physmem gives it.
+type Memory interface {
+	ReadPhys(p []byte, addr uint64) error
+	WritePhys(p []byte, addr uint64) error
+}
+
+// Area is the handoff area in memory.
+type Area struct {
+	where phys.Range
+	mem   Memory
+}
+
+// New returns the area at where, a range that Parse returned.
+func New(where phys.Range, mem Memory) *Area { return &Area{where, mem} }
+
+// Range returns where the area is.
+func (a *Area) Range() phys.Range { return a.where }
+
+// ReadAll returns a private copy of the area.
+func (a *Area) ReadAll() ([]byte, error) {
+	b := make([]byte, a.where.Size())
+	if err := a.mem.ReadPhys(b, a.where.Start); err != nil {
+		return nil, fmt.Errorf("read handoff area %v: %w", a.where, err)
+	}
+	return b, nil
+}
+
+// WriteAt writes p at off bytes into the area. The bytes become valid in no
+// particular order: whoever encodes them arranges for a torn write.
+func (a *Area) WriteAt(p []byte, off uint64) error {
+	end, carry := bits.Add64(off, uint64(len(p)), 0)
+	if carry != 0 || end > a.where.Size() {
+		return fmt.Errorf("write %d bytes at %#x of handoff area %v: beyond its end", len(p), off, a.where)
+	}
+	if err := a.mem.WritePhys(p, a.where.Start+off); err != nil {
+		return fmt.Errorf("write %d bytes at %#x of handoff area %v: %w", len(p), off, a.where, err)
+	}
+	return nil
+}

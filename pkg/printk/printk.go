@@ -1,0 +1,347 @@
+// Package printk reads the log of a crashed kernel out of its memory: the
+// ring buffer of kernel/printk/printk_ringbuffer.c, which kernels have had
+// since v5.10 (commit 896fbe20b4e2 "printk: use the lockless ringbuffer").
+//
+// VMCOREINFO says where the ring buffer is and how its structures are laid
+// out; nothing about a kernel version is assumed.
+//
+// Invariants: the memory is that of a crashed or hostile system. The counts
+// in it are capped by named constants, no more than MaxRecords steps are
+// taken, and a record that contradicts itself is counted as lost and left
+// out. The kernel may have died while it was writing: a record that was not
+// committed is lost too.
+package printk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
+)
+
+// Caps.
+const (
+	// MaxRecords is how many records are read: the ring of a log_buf_len of
+	// 64 MiB has as many descriptors.
+	MaxRecords = 1 << 21
+	// MaxRingBits bounds the text ring: log_buf_len is at most 2 GiB
+	// (LOG_BUF_LEN_MAX in kernel/printk/printk.c, v6.12).
+	MaxRingBits = 31
+	// MaxText is how much text is kept, in bytes; the newest is kept.
+	MaxText = 64 << 20
+
+	maxStruct = 4096     // bytes in any of the structures
+	readAhead = 16 << 10 // bytes read at once
+)
+
+// Memory reads the crashed kernel's memory by the virtual addresses that it
+// used. It fails if it can't read all of p.
+type Memory interface {
+	ReadVirtual(p []byte, addr uint64) error
+}
+
+// ErrNoRing says that VMCOREINFO doesn't describe a ring buffer: the kernel
+// is older than v5.10, or has no printk.
+var ErrNoRing = errors.New("VMCOREINFO describes no printk ring buffer (kernels before v5.10)")
+
+// Record is one message.
+type Record struct {
+	Sequence uint64
+	Nanos    uint64 // since boot, by the crashed kernel's clock
+	Caller   uint32 // thread id, or processor number with bit 31 set; 0 if not known
+	Facility uint8
+	Level    uint8 // 0 (emergency) to 7 (debug)
+	Text     []byte
+}
+
+// Log is what could be read.
+type Log struct {
+	Records []Record // oldest first
+	// Lost counts the records that were in the ring and could not be read:
+	// not committed, overwritten, contradictory, or in unreadable memory.
+	Lost int
+}
+
+// Read reads the log of the kernel that info describes. An error says that
+// the ring as a whole can't be read.
+func Read(info *vmcoreinfo.Info, mem Memory) (Log, error) {
+	l, err := newLayout(info)
+	if err != nil {
+		return Log{}, fmt.Errorf("read printk ring buffer: %w", err)
+	}
+	r, err := l.open(mem)
+	if err != nil {
+		return Log{}, fmt.Errorf("read printk ring buffer: %w", err)
+	}
+	return r.records(), nil
+}
+
+// layout is where things are in the structures, from VMCOREINFO.
+type layout struct {
+	prb                                     uint64 // address of the pointer to the ring
+	ring, desc, info                        uint64 // sizes
+	descRing, textRing                      uint64 // offsets in the ring
+	countBits, descs, infos, headID, tailID uint64 // in the descriptor ring
+	stateVar, begin, next                   uint64 // in a descriptor
+	sequence, nanos, textLen, caller        uint64 // in an info
+	sizeBits, data                          uint64 // in the text ring
+}
+
+func newLayout(v *vmcoreinfo.Info) (layout, error) {
+	if v.Symbols["prb"] == 0 {
+		return layout{}, ErrNoRing
+	}
+	l := layout{prb: v.Symbols["prb"]}
+	for _, s := range []struct {
+		to   *uint64
+		name string
+	}{
+		{&l.ring, "printk_ringbuffer"}, {&l.desc, "prb_desc"}, {&l.info, "printk_info"},
+	} {
+		n := v.Sizes[s.name]
+		if n == 0 || n > maxStruct {
+			return layout{}, fmt.Errorf("SIZE(%s) is %d, want 1 to %d", s.name, n, maxStruct)
+		}
+		*s.to = n
+	}
+	var counter, lpos, begin, next uint64
+	for _, o := range []struct {
+		to    *uint64
+		name  string
+		width uint64 // of the field
+		size  uint64 // of the structure that holds it
+	}{
+		{&l.descRing, "printk_ringbuffer.desc_ring", 8, l.ring},
+		{&l.textRing, "printk_ringbuffer.text_data_ring", 8, l.ring},
+		{&l.countBits, "prb_desc_ring.count_bits", 4, l.ring},
+		{&l.descs, "prb_desc_ring.descs", 8, l.ring},
+		{&l.infos, "prb_desc_ring.infos", 8, l.ring},
+		{&l.headID, "prb_desc_ring.head_id", 8, l.ring},
+		{&l.tailID, "prb_desc_ring.tail_id", 8, l.ring},
+		{&l.sizeBits, "prb_data_ring.size_bits", 4, l.ring},
+		{&l.data, "prb_data_ring.data", 8, l.ring},
+		{&l.stateVar, "prb_desc.state_var", 8, l.desc},
+		{&lpos, "prb_desc.text_blk_lpos", 8, l.desc},
+		{&begin, "prb_data_blk_lpos.begin", 8, l.desc},
+		{&next, "prb_data_blk_lpos.next", 8, l.desc},
+		{&l.sequence, "printk_info.seq", 8, l.info},
+		{&l.nanos, "printk_info.ts_nsec", 8, l.info},
+		// facility and level follow; they have no offset of their own.
+		{&l.textLen, "printk_info.text_len", 4, l.info},
+		{&l.caller, "printk_info.caller_id", 4, l.info},
+		{&counter, "atomic_long_t.counter", 8, l.ring},
+	} {
+		n, ok := v.Offsets[o.name]
+		if !ok {
+			return layout{}, fmt.Errorf("OFFSET(%s) is missing", o.name)
+		}
+		if n > o.size || n+o.width > o.size {
+			return layout{}, fmt.Errorf("OFFSET(%s) is %d, beyond the %d bytes of its structure", o.name, n, o.size)
+		}
+		*o.to = n
+	}
+	l.begin, l.next = lpos+begin, lpos+next
+	for _, f := range []*uint64{&l.countBits, &l.descs, &l.infos, &l.headID, &l.tailID} {
+		*f += l.descRing
+	}
+	l.sizeBits += l.textRing
+	l.data += l.textRing
+	l.headID += counter
+	l.tailID += counter
+	l.stateVar += counter
+	for _, f := range []struct{ end, size uint64 }{
+		{max(l.countBits+4, l.descs+8, l.infos+8, l.headID+8, l.tailID+8, l.sizeBits+4, l.data+8), l.ring},
+		{max(l.stateVar+8, l.begin+8, l.next+8), l.desc},
+	} {
+		if f.end > f.size {
+			return layout{}, fmt.Errorf("fields reach to byte %d of a structure of %d", f.end, f.size)
+		}
+	}
+	return l, nil
+}
+
+var le = binary.LittleEndian
+
+// ring is an opened ring buffer.
+type ring struct {
+	layout
+	count        uint64 // of descriptors, a power of two
+	size         uint64 // of the text ring, a power of two
+	head, tail   uint64 // ids
+	descriptors  window
+	informations window
+	text         window
+}
+
+func (l layout) open(mem Memory) (*ring, error) {
+	var p [8]byte
+	if err := mem.ReadVirtual(p[:], l.prb); err != nil {
+		return nil, fmt.Errorf("prb at %#x: %w", l.prb, err)
+	}
+	b := make([]byte, l.ring)
+	at := le.Uint64(p[:])
+	if err := mem.ReadVirtual(b, at); err != nil {
+		return nil, fmt.Errorf("struct printk_ringbuffer at %#x: %w", at, err)
+	}
+	countBits, sizeBits := le.Uint32(b[l.countBits:]), le.Uint32(b[l.sizeBits:])
+	if countBits == 0 || countBits > 31 || 1<<countBits > MaxRecords {
+		return nil, fmt.Errorf("struct printk_ringbuffer at %#x: count_bits is %d, want at most %d records", at, countBits, MaxRecords)
+	}
+	if sizeBits < 3 || sizeBits > MaxRingBits {
+		return nil, fmt.Errorf("struct printk_ringbuffer at %#x: size_bits is %d, want 3 to %d", at, sizeBits, MaxRingBits)
+	}
+	r := &ring{
+		layout: l,
+		count:  1 << countBits,
+		size:   1 << sizeBits,
+		head:   le.Uint64(b[l.headID:]) & idMask,
+		tail:   le.Uint64(b[l.tailID:]) & idMask,
+	}
+	r.descriptors = window{mem: mem, base: le.Uint64(b[l.descs:]), size: r.count * l.desc}
+	r.informations = window{mem: mem, base: le.Uint64(b[l.infos:]), size: r.count * l.info}
+	r.text = window{mem: mem, base: le.Uint64(b[l.data:]), size: r.size}
+	return r, nil
+}
+
+// A descriptor's state_var holds its id and, in the top two bits, its state.
+const (
+	idMask     = 1<<62 - 1
+	stateShift = 62
+
+	stateCommitted = 1
+	stateFinalized = 2
+	stateReusable  = 3
+)
+
+// Positions that stand for no text at all.
+const (
+	failedPosition    = 1 // FAILED_LPOS
+	emptyLinePosition = 3 // EMPTY_LINE_LPOS
+)
+
+func (r *ring) records() Log {
+	var log Log
+	n := (r.head-r.tail)&idMask + 1
+	id := r.tail
+	if n > r.count {
+		// head and tail contradict each other: what the ring can hold is
+		// what comes before head.
+		n, id = r.count, (r.head-r.count+1)&idMask
+	}
+	kept := 0
+	for ; n > 0; n, id = n-1, (id+1)&idMask {
+		rec, ok := r.record(id)
+		switch {
+		case !ok:
+			log.Lost++
+		case rec != nil:
+			log.Records = append(log.Records, *rec)
+			kept += len(rec.Text)
+		}
+		for kept > MaxText {
+			kept -= len(log.Records[0].Text)
+			log.Records = log.Records[1:]
+			log.Lost++
+		}
+	}
+	return log
+}
+
+// record returns the record of an id; nil if there is none and should be none.
+func (r *ring) record(id uint64) (rec *Record, ok bool) {
+	index := id & (r.count - 1)
+	d, err := r.descriptors.read(index*r.desc, r.desc)
+	if err != nil {
+		return nil, false
+	}
+	state := le.Uint64(d[r.stateVar:])
+	if state>>stateShift == stateReusable {
+		return nil, true
+	}
+	if state&idMask != id || state>>stateShift != stateCommitted && state>>stateShift != stateFinalized {
+		return nil, false
+	}
+	begin, next := le.Uint64(d[r.begin:]), le.Uint64(d[r.next:])
+	i, err := r.informations.read(index*r.layout.info, r.layout.info)
+	if err != nil {
+		return nil, false
+	}
+	rec = &Record{
+		Sequence: le.Uint64(i[r.sequence:]),
+		Nanos:    le.Uint64(i[r.nanos:]),
+		Caller:   le.Uint32(i[r.caller:]),
+		Facility: i[r.textLen+2],
+		Level:    i[r.textLen+3] >> 5, // u8 flags:5, level:3
+	}
+	text, err := r.block(begin, next, uint64(le.Uint16(i[r.textLen:])))
+	if err != nil {
+		return nil, false
+	}
+	rec.Text = append(rec.Text, text...)
+	return rec, true
+}
+
+var errBlock = errors.New("contradictory text block")
+
+// block returns the text between two logical positions, as get_data and
+// copy_data in printk_ringbuffer.c do.
+func (r *ring) block(begin, next, length uint64) ([]byte, error) {
+	const idSize = 8 // struct prb_data_block starts with the id
+	mask := r.size - 1
+	if begin&1 != 0 && next&1 != 0 {
+		if begin == emptyLinePosition && next == emptyLinePosition {
+			return nil, nil
+		}
+		return nil, errBlock // FAILED_LPOS: the text was dropped
+	}
+	var at, size uint64
+	switch {
+	case begin&^mask == next&^mask && begin < next:
+		at, size = begin&mask, next-begin
+	case (begin+r.size)&^mask == next&^mask:
+		// It didn't fit at the end of the ring and starts at its beginning.
+		at, size = 0, next&mask
+	default:
+		return nil, errBlock
+	}
+	if begin%idSize != 0 || next%idSize != 0 || size < idSize || length > size-idSize {
+		return nil, errBlock
+	}
+	return r.text.read(at+idSize, length)
+}
+
+// window reads an array, some of it ahead.
+type window struct {
+	mem        Memory
+	base, size uint64 // of the array
+	at         uint64 // offset of buf
+	buf        []byte
+}
+
+// read returns n bytes at off, valid until the next read.
+func (w *window) read(off, n uint64) ([]byte, error) {
+	if off > w.size || n > w.size-off {
+		return nil, errBlock
+	}
+	if off >= w.at && off+n <= w.at+uint64(len(w.buf)) {
+		return w.buf[off-w.at:][:n], nil
+	}
+	if w.base+off < w.base {
+		return nil, errBlock
+	}
+	for _, ahead := range []uint64{min(max(n, readAhead), w.size-off), n} {
+		if uint64(cap(w.buf)) < ahead {
+			w.buf = make([]byte, ahead)
+		}
+		w.buf, w.at = w.buf[:ahead], off
+		if err := w.mem.ReadVirtual(w.buf, w.base+off); err == nil {
+			return w.buf[:n], nil
+		} else if ahead == n {
+			w.buf = w.buf[:0]
+			return nil, err
+		}
+	}
+	w.buf = w.buf[:0]
+	return nil, errBlock
+}

@@ -1,0 +1,267 @@
+package printk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/printk/printktest"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
+)
+
+func parse(t testing.TB, text string) *vmcoreinfo.Info {
+	t.Helper()
+	info, err := vmcoreinfo.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+func texts(l Log) (list []string) {
+	for _, r := range l.Records {
+		list = append(list, fmt.Sprintf("%d %s", r.Sequence, r.Text))
+	}
+	return list
+}
+
+func TestRead(t *testing.T) {
+	info := parse(t, printktest.VMCoreInfo)
+	t.Run("empty", func(t *testing.T) {
+		l, err := Read(info, printktest.New())
+		if err != nil || len(l.Records) != 0 || l.Lost != 0 {
+			t.Errorf("Read = %v, %d lost, %v; want nothing", texts(l), l.Lost, err)
+		}
+	})
+	t.Run("a record", func(t *testing.T) {
+		k := printktest.New()
+		k.Print(0, "Linux version", printktest.Finalized)
+		l, err := Read(info, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Log{Records: []Record{{Caller: 0x80000001, Level: 6, Text: []byte("Linux version")}}}
+		if diff := cmp.Diff(want, l); diff != "" {
+			t.Errorf("log (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("wraps, and an empty line", func(t *testing.T) {
+		k := printktest.New()
+		for seq := range uint64(20) {
+			text := strings.Repeat(string(rune('a'+seq)), int(seq))
+			if seq == 17 {
+				text = ""
+			}
+			state := uint64(printktest.Finalized)
+			if seq == 19 {
+				state = printktest.Committed // as the last one is while it may be continued
+			}
+			k.Print(seq, text, state)
+		}
+		l, err := Read(info, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []string
+		for seq := 12; seq < 20; seq++ {
+			text := strings.Repeat(string(rune('a'+seq)), seq)
+			if seq == 17 {
+				text = ""
+			}
+			want = append(want, fmt.Sprintf("%d %s", seq, text))
+		}
+		if diff := cmp.Diff(want, texts(l)); diff != "" || l.Lost != 0 {
+			t.Errorf("records, %d lost (-want +got):\n%s", l.Lost, diff)
+		}
+	})
+	t.Run("died while writing", func(t *testing.T) {
+		k := printktest.New()
+		k.Print(0, "whole", printktest.Finalized)
+		k.Print(1, "half", 0) // reserved
+		k.Print(2, "after", printktest.Finalized)
+		l, err := Read(info, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"0 whole", "2 after"}, texts(l)); diff != "" || l.Lost != 1 {
+			t.Errorf("records, %d lost, want 1 (-want +got):\n%s", l.Lost, diff)
+		}
+	})
+}
+
+// Every corruption of one record costs that record only.
+func TestReadCorruptRecord(t *testing.T) {
+	info := parse(t, printktest.VMCoreInfo)
+	for _, tc := range []struct {
+		name    string
+		corrupt func(k *printktest.Kernel, id uint64)
+	}{
+		{"id of another", func(k *printktest.Kernel, id uint64) {
+			le.PutUint64(k.Desc(id), stateFinalized<<stateShift|(id+8)&idMask)
+		}},
+		{"text position not aligned", func(k *printktest.Kernel, id uint64) { le.PutUint64(k.Desc(id)[8:], le.Uint64(k.Desc(id)[8:])+2) }},
+		{"text ends before it begins", func(k *printktest.Kernel, id uint64) { le.PutUint64(k.Desc(id)[16:], le.Uint64(k.Desc(id)[8:])-8) }},
+		{"text ends where it begins", func(k *printktest.Kernel, id uint64) { le.PutUint64(k.Desc(id)[16:], le.Uint64(k.Desc(id)[8:])) }},
+		{"text far away", func(k *printktest.Kernel, id uint64) { le.PutUint64(k.Desc(id)[16:], 1<<40) }},
+		{"text dropped", func(k *printktest.Kernel, id uint64) {
+			le.PutUint64(k.Desc(id)[8:], failedPosition)
+			le.PutUint64(k.Desc(id)[16:], failedPosition)
+		}},
+		{"text longer than its block", func(k *printktest.Kernel, id uint64) { le.PutUint16(k.Info(id)[16:], 0xffff) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			k := printktest.New()
+			k.Print(0, "before", printktest.Finalized)
+			id := k.Print(1, "victim", printktest.Finalized)
+			k.Print(2, "after", printktest.Finalized)
+			tc.corrupt(k, id)
+			l, err := Read(info, k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]string{"0 before", "2 after"}, texts(l)); diff != "" || l.Lost != 1 {
+				t.Errorf("records, %d lost, want 1 (-want +got):\n%s", l.Lost, diff)
+			}
+		})
+	}
+}
+
+func TestReadCorruptRing(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		corrupt func(k *printktest.Kernel)
+		want    string
+	}{
+		{"pointer into nowhere", func(k *printktest.Kernel) { le.PutUint64(k.Memory[printktest.AtPrb:], 1) }, "struct printk_ringbuffer at 0x1"},
+		{"too many descriptors", func(k *printktest.Kernel) { le.PutUint32(k.Memory[printktest.AtRing:], 31) }, "count_bits is 31"},
+		{"count wraps", func(k *printktest.Kernel) { le.PutUint32(k.Memory[printktest.AtRing:], 64) }, "count_bits is 64"},
+		{"text ring too large", func(k *printktest.Kernel) { le.PutUint32(k.Memory[printktest.AtRing+48:], 32) }, "size_bits is 32"},
+		{"text ring too small", func(k *printktest.Kernel) { le.PutUint32(k.Memory[printktest.AtRing+48:], 0) }, "size_bits is 0"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			k := printktest.New()
+			tc.corrupt(k)
+			l, err := Read(parse(t, printktest.VMCoreInfo), k)
+			if err == nil || !strings.Contains(err.Error(), tc.want) || l.Records != nil {
+				t.Errorf("Read = %v, %v; want an error with %q", texts(l), err, tc.want)
+			}
+		})
+	}
+	t.Run("head and tail contradict each other", func(t *testing.T) {
+		k := printktest.New()
+		for seq := range uint64(8) {
+			k.Print(seq, "x", printktest.Finalized)
+		}
+		k.Ends(12345, k.ID-1)
+		l, err := Read(parse(t, printktest.VMCoreInfo), k)
+		if err != nil || len(l.Records) != 8 {
+			t.Errorf("Read = %v, %v; want the 8 records before head", texts(l), err)
+		}
+	})
+	t.Run("arrays in a hole", func(t *testing.T) {
+		k := printktest.New()
+		k.Print(0, "x", printktest.Finalized)
+		le.PutUint64(k.Memory[printktest.AtRing+8:], 1<<64-16)
+		l, err := Read(parse(t, printktest.VMCoreInfo), k)
+		if err != nil || len(l.Records) != 0 || l.Lost != 1 {
+			t.Errorf("Read = %v, %d lost, %v; want 1 lost", texts(l), l.Lost, err)
+		}
+	})
+}
+
+func TestReadLayout(t *testing.T) {
+	if _, err := Read(parse(t, "OSRELEASE=5.4.0\n"), printktest.New()); !errors.Is(err, ErrNoRing) {
+		t.Errorf("Read without prb: %v, want ErrNoRing", err)
+	}
+	for _, tc := range []struct{ name, old, new, want string }{
+		{"size missing", "SIZE(prb_desc)=24\n", "", "SIZE(prb_desc) is 0"},
+		{"size too large", "SIZE(prb_desc)=24", "SIZE(prb_desc)=99999", "SIZE(prb_desc) is 99999"},
+		{"offset missing", "OFFSET(prb_desc.state_var)=0\n", "", "OFFSET(prb_desc.state_var) is missing"},
+		{"offset too large", "printk_info.text_len)=16", "printk_info.text_len)=86", "OFFSET(printk_info.text_len) is 86"},
+		{"offset wraps", "prb_desc_ring.descs)=8", "prb_desc_ring.descs)=18446744073709551615", "beyond the 88 bytes"},
+		{"offsets add up to too much", "text_data_ring)=48", "text_data_ring)=80", "fields reach to byte 96"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			text := strings.Replace(printktest.VMCoreInfo, tc.old, tc.new, 1)
+			if text == printktest.VMCoreInfo {
+				t.Fatalf("%q is not in the text", tc.old)
+			}
+			if _, err := Read(parse(t, text), printktest.New()); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("Read error = %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestAppendText(t *testing.T) {
+	l := Log{Records: []Record{
+		{Nanos: 1_234_567_890, Text: []byte("one\ttab\ntwo")},
+		{Nanos: 123_456_000_000_000, Text: []byte("\x1b[2Jpanic: \u00fc\x00\r")},
+		{},
+	}}
+	want := "[    1.234567] one\ttab\n" +
+		"[    1.234567] two\n" +
+		"[123456.000000] \\x1b[2Jpanic: \u00fc\\x00\\x0d\n" +
+		"[    0.000000] \n"
+	if diff := cmp.Diff(want, string(l.AppendText(nil))); diff != "" {
+		t.Errorf("text (-want +got):\n%s", diff)
+	}
+}
+
+func TestCore(t *testing.T) {
+	c := Core{
+		Dump: bytes.NewReader([]byte("....abcdefgh")),
+		Loads: []elfcore.Load{
+			{Virt: 0x1000, Offset: 8, Size: 4},
+			{Virt: 0x1004, Offset: 4, Size: 4},
+			{Virt: 0x2000, Offset: 10, Size: 100}, // beyond the end of the file
+			{Virt: 0x3000, Offset: 1<<63 - 1, Size: 100},
+			{Virt: 0, Offset: 4, Size: 4}, // address not known
+		},
+	}
+	b := make([]byte, 6)
+	if err := c.ReadVirtual(b, 0x1001); err != nil || string(b) != "fghabc" {
+		t.Errorf("read across two loads = %q, %v; want fghabc", b, err)
+	}
+	for _, addr := range []uint64{0xfff, 0x1003, 0x1007, 0x2000, 0x3000, 0, 1<<64 - 1} {
+		if err := c.ReadVirtual(b, addr); err == nil {
+			t.Errorf("read at %#x: no error", addr)
+		}
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	k := printktest.New()
+	f.Add([]byte(k.Memory), printktest.VMCoreInfo)
+	for seq := range uint64(12) {
+		k.Print(seq, strings.Repeat("text ", int(seq)), printktest.Finalized)
+	}
+	f.Add([]byte(k.Memory), printktest.VMCoreInfo)
+	f.Add([]byte(k.Memory), strings.Replace(printktest.VMCoreInfo, "SIZE(printk_info)=88", "SIZE(printk_info)=24", 1))
+	f.Fuzz(func(t *testing.T, mem []byte, text string) {
+		info, err := vmcoreinfo.Parse([]byte(text))
+		if err != nil {
+			return
+		}
+		l, err := Read(info, printktest.Memory(mem))
+		if err != nil {
+			if l.Records != nil || l.Lost != 0 {
+				t.Errorf("Read = %v with error %v", l, err)
+			}
+			return
+		}
+		if n := len(l.Records) + l.Lost; n > MaxRecords {
+			t.Errorf("%d records, want at most %d", n, MaxRecords)
+		}
+		for _, line := range bytes.Split(l.AppendText(nil), []byte{'\n'}) {
+			if bytes.ContainsAny(line, "\x1b\r\x00") {
+				t.Errorf("control character in %q", line)
+			}
+		}
+	})
+}

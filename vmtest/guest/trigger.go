@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/warmcore/warmcore/vmtest/guest/wire"
+)
+
+var triggers = map[string]func(wire.Trigger) error{
+	wire.SysrqC:   func(wire.Trigger) error { return sysrq("c") },
+	wire.SysrqB:   func(wire.Trigger) error { return sysrq("b") },
+	wire.Reboot:   func(wire.Trigger) error { return shutDown(unix.LINUX_REBOOT_CMD_RESTART) },
+	wire.PowerOff: func(wire.Trigger) error { return shutDown(unix.LINUX_REBOOT_CMD_POWER_OFF) },
+	wire.ExitInit: func(wire.Trigger) error { os.Exit(1); return nil },
+	wire.Watchdog: startWatchdog,
+}
+
+// pull carries out t on its CPU. It returns only for an error, or where the
+// end comes later.
+func pull(t wire.Trigger) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return fmt.Errorf("read CPU affinity: %w", err)
+	}
+	one.Set(t.CPU)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("move to CPU %d: %w", t.CPU, err)
+	}
+	defer unix.SchedSetaffinity(0, &all)
+	return triggers[t.Kind](t)
+}
+
+func sysrq(key string) error {
+	// Writing to the trigger file works whatever kernel.sysrq says.
+	return os.WriteFile("/proc/sysrq-trigger", []byte(key), 0)
+}
+
+func shutDown(how int) error {
+	if err := unmountDisk(); err != nil {
+		return err
+	}
+	if err := unix.Reboot(how); err != nil {
+		return fmt.Errorf("reboot: %w", err)
+	}
+	return nil
+}
+
+// watchdogFile stays open: closing it would be a sign of life.
+var watchdogFile *os.File
+
+func startWatchdog(t wire.Trigger) error {
+	if err := modprobe("i6300esb"); err != nil {
+		return err
+	}
+	seconds := t.Timeout
+	if seconds == 0 {
+		seconds = 2
+	}
+	f, err := os.OpenFile("/dev/watchdog", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	watchdogFile = f
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, seconds); err != nil {
+		return fmt.Errorf("set the watchdog to %d s: %w", seconds, err)
+	}
+	return nil
+}

@@ -1,0 +1,247 @@
+package rig
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// CacheDir returns where downloads and what is unpacked of them are kept.
+func CacheDir() (string, error) {
+	dir, err := os.UserCacheDir() // XDG_CACHE_HOME or ~/.cache
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "warmcore"), nil
+}
+
+// archived is a package file as the archive offers it.
+type archived struct {
+	name   string // PACKAGE_VERSION_ARCH.deb
+	sha256 string // hexadecimal
+}
+
+// parseURIs reads what apt-get download --print-uris prints: a line
+// 'URI' NAME SIZE SHA256:HASH per package.
+func parseURIs(out string) ([]archived, error) {
+	var all []archived
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) != 4 || !strings.HasPrefix(f[3], "SHA256:") || strings.Contains(f[1], "/") {
+			return nil, fmt.Errorf("apt-get download --print-uris: %q: want 'URI' NAME SIZE SHA256:HASH", line)
+		}
+		all = append(all, archived{f[1], strings.TrimPrefix(f[3], "SHA256:")})
+	}
+	return all, nil
+}
+
+// Download returns the file of a Debian package in the version that the
+// archive has, as apt's lists on this host know it. A file in cache/debs with
+// the archive's hash isn't downloaded again.
+func Download(ctx context.Context, cache, pkg string) (string, error) {
+	paths, err := DownloadAll(ctx, cache, pkg)
+	if err != nil {
+		return "", err
+	}
+	return paths[0], nil
+}
+
+// DownloadAll is Download of several packages, in the order of pkgs. It starts
+// apt once: that takes a second each time.
+func DownloadAll(ctx context.Context, cache string, pkgs ...string) ([]string, error) {
+	out, err := output(ctx, "apt-get", append([]string{"-qq", "--print-uris", "download"}, pkgs...)...)
+	if err != nil {
+		return nil, fmt.Errorf("find packages (has apt-get update run?): %w", err)
+	}
+	offered, err := parseURIs(out)
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, pkg := range pkgs {
+		i := slices.IndexFunc(offered, func(a archived) bool { return strings.HasPrefix(a.name, pkg+"_") })
+		if i < 0 {
+			return nil, fmt.Errorf("find package %s: apt-get offers %v", pkg, offered)
+		}
+		path := filepath.Join(cache, "debs", offered[i].name)
+		if sum, err := fileSHA256(path); err != nil || sum != offered[i].sha256 {
+			if err := download(ctx, pkg, path, offered[i].sha256); err != nil {
+				return nil, fmt.Errorf("download %s: %w", pkg, err)
+			}
+		}
+		paths = append(paths, path)
+	}
+	return paths, nil
+}
+
+// download puts the file of a package, whose hash is want, at path.
+func download(ctx context.Context, pkg, path, want string) error {
+	debs := filepath.Dir(path)
+	if err := os.MkdirAll(debs, 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(debs, "download")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	cmd := exec.CommandContext(ctx, "apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", pkg)
+	cmd.Dir = tmp
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
+	}
+	got := filepath.Join(tmp, filepath.Base(path))
+	sum, err := fileSHA256(got)
+	if err != nil {
+		return err
+	}
+	if sum != want {
+		return fmt.Errorf("SHA-256 %s, want %s", sum, want)
+	}
+	return os.Rename(got, path)
+}
+
+func fileSHA256(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// CurrentKernelPackage returns the package that linux-image-amd64 stands for
+// today, such as linux-image-6.1.0-56-amd64.
+func CurrentKernelPackage(ctx context.Context) (string, error) {
+	const meta = "linux-image-amd64"
+	out, err := output(ctx, "apt-cache", "depends", "--important", meta)
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(out) {
+		name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: ")
+		if ok && strings.HasPrefix(name, "linux-image-") {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("apt-cache depends %s: no linux-image in %q", meta, out)
+}
+
+// output runs a program and returns its standard output; the error has its
+// standard error.
+func output(ctx context.Context, name string, args ...string) (string, error) {
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", shellLine(append([]string{name}, args...)), err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return string(out), nil
+}
+
+// cached returns the folder cache/kind/key, which make fills if it doesn't
+// exist. It is complete or not there.
+func cached(cache, kind, key string, make func(dir string) error) (string, error) {
+	dir := filepath.Join(cache, kind, key)
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), "."+key)
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	if err := make(tmp); err != nil {
+		return "", err
+	}
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return "", err
+	}
+	err = os.Rename(tmp, dir)
+	if errors.Is(err, fs.ErrExist) {
+		err = nil // another process was faster
+	}
+	return dir, err
+}
+
+// debKey names what is unpacked of deb: the file name has the package and its
+// version.
+func debKey(deb string) string { return strings.TrimSuffix(filepath.Base(deb), ".deb") }
+
+// unpack unpacks debs into dir.
+func unpack(ctx context.Context, dir string, debs ...string) error {
+	for _, deb := range debs {
+		if _, err := output(ctx, "dpkg-deb", "-x", deb, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DebugVmlinux returns the vmlinux with debug information of the kernel
+// release from a linux-image-*-dbg package, and unpacks nothing else of that.
+func DebugVmlinux(ctx context.Context, cache, deb, release string) (string, error) {
+	name := "vmlinux-" + release
+	dir, err := cached(cache, "vmlinux", debKey(deb), func(dir string) error {
+		return extractMember(ctx, deb, "usr/lib/debug/boot/"+name, filepath.Join(dir, name))
+	})
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, name), nil
+}
+
+// extractMember writes one file of a package to path.
+func extractMember(ctx context.Context, deb, member, path string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		cancel() // most of the package may be behind the member
+		_ = cmd.Wait()
+	}()
+	for tr := tar.NewReader(stdout); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("extract %s from %s: not in it", member, deb)
+		}
+		if err != nil {
+			return fmt.Errorf("extract %s from %s: %w", member, deb, err)
+		}
+		if strings.TrimPrefix(h.Name, "./") != member || h.Typeflag != tar.TypeReg {
+			continue
+		}
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, tr)
+		return errors.Join(err, f.Close())
+	}
+}

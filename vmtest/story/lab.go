@@ -1,0 +1,331 @@
+// Package story has the crash stories: each takes a machine that really
+// resets through a crash and compares the dump with QEMU's own view of its
+// memory. README.md lists them.
+//
+// A story is a function of a Lab, which has built what it needs. The tests in
+// this package run all of them; warmlab runs one and shows it.
+package story
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/vmtest/guest/wire"
+	"github.com/warmcore/warmcore/vmtest/rig"
+)
+
+// handoff is where the payload has H without a parameter.
+var handoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
+
+// Options are what a story is run with; zero values are the story's own.
+type Options struct {
+	Memory  uint64 // bytes of RAM
+	CPUs    int
+	Cycles  int    // crashes in a row
+	Payload string // "own" or "stock": our payload kernel or Debian's
+	Trigger string // sysrq-c, watchdog, ...
+	// PayloadDir has vmlinux with the initramfs in it, of `make images`.
+	PayloadDir string
+	// StockInitramfs is the initramfs with modules for a stock payload.
+	StockInitramfs string
+	Out            string // folder for report.json, the dump and logs
+	Keep           bool   // keep the guest's RAM image at the reset
+	// Say is called with each step, for a person who waits.
+	Say func(format string, args ...any)
+}
+
+// Lab is what a running story works with.
+type Lab struct {
+	Options
+	Report  *Report
+	Machine *rig.Machine
+	Guest   *rig.Guest
+
+	ctx       context.Context
+	name      string
+	files     built
+	disk      rig.DiskImage
+	params    string // kernel parameters beside the usual ones
+	pad       int64  // of the initrd, in bytes
+	size      int64  // of the disk, in bytes
+	breakDisk func(*rig.Disk)
+	append    string // payload parameters beside the usual ones
+	booted    time.Duration
+}
+
+// built is what stories share.
+type built struct {
+	kernel   rig.NormalKernel
+	kmod     rig.Kmod
+	dir      string
+	guest    string
+	warmcore string
+	cache    string
+}
+
+// build makes the guest's programs and unpacks Debian's kernel.
+func build(ctx context.Context, dir string) (b built, err error) {
+	b.dir = dir
+	if b.cache, err = rig.CacheDir(); err != nil {
+		return b, err
+	}
+	pkg, err := rig.CurrentKernelPackage(ctx)
+	if err != nil {
+		return b, err
+	}
+	deb, err := rig.Download(ctx, b.cache, pkg)
+	if err != nil {
+		return b, err
+	}
+	if b.kmod, err = rig.OpenKmod(ctx, b.cache); err != nil {
+		return b, err
+	}
+	if b.kernel, err = rig.OpenKernel(ctx, b.cache, deb, b.kmod); err != nil {
+		return b, err
+	}
+	b.guest, b.warmcore = filepath.Join(dir, "guest"), filepath.Join(dir, "warmcore")
+	return b, errors.Join(rig.BuildGuest(ctx, b.guest), rig.BuildProgram(ctx, "./cmds/warmcore", b.warmcore))
+}
+
+func (l *Lab) say(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if l.Machine != nil {
+		l.Machine.Timeline.Note("step", text)
+		events := l.Machine.Timeline.Events()
+		l.Report.Timeline = append(l.Report.Timeline, TimelineEvent{T: round(events[len(events)-1].T.Seconds()), Event: text})
+	}
+	if l.Say != nil {
+		l.Say("%s", text)
+	}
+}
+
+func round(seconds float64) float64 { return float64(int64(seconds*1000)) / 1000 }
+
+// start builds the disk, switches the machine on and waits for user space.
+func (l *Lab) start() error {
+	if err := l.powerOn(); err != nil {
+		return err
+	}
+	return l.waitGuest()
+}
+
+// powerOn builds the disk and switches the machine on.
+func (l *Lab) powerOn() error {
+	initrd := filepath.Join(l.Out, "initrd")
+	if err := (rig.Initrd{Kernel: l.files.kernel, Kmod: l.files.kmod, Init: l.files.guest, Padding: l.pad,
+		Files: map[string]string{"/bin/warmcore": l.files.warmcore}}).Write(initrd); err != nil {
+		return err
+	}
+	if l.size == 0 {
+		l.size = int64(l.Memory)*int64(max(l.Cycles, 1)) + 1<<30
+	}
+	disk := rig.Disk{
+		Size: l.size, Release: l.files.kernel.Release, Image: l.files.kernel.Image, Initrd: initrd,
+		Params: l.cmdline(),
+	}
+	if l.breakDisk != nil {
+		l.breakDisk(&disk)
+	}
+	l.disk.Path = filepath.Join(l.Out, "disk.img")
+	if err := disk.Build(l.ctx, l.disk.Path); err != nil {
+		return err
+	}
+	o := rig.Options{
+		Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path,
+		Reproduce: "go run ./vmtest/warmlab run --story " + l.name,
+	}
+	switch l.Payload {
+	case "stock":
+		// QEMU's loader puts Debian's kernel at 16 MiB, from where nokaslr
+		// keeps it from moving, and the initramfs at the top of low RAM.
+		o.Kernel, o.Initrd = l.files.kernel.Image, l.StockInitramfs
+		o.Append = "console=ttyS0 quiet panic=1 nokaslr memmap=exactmap memmap=640K@0 memmap=127M@1M"
+		l.Report.PayloadKernel = "Debian " + l.files.kernel.Release
+	default:
+		o.Kernel = filepath.Join(l.PayloadDir, "vmlinux")
+		o.Append = "console=ttyS0 quiet memmap=exactmap memmap=640K@0 memmap=128M@384M"
+		version, err := os.ReadFile(filepath.Join(l.PayloadDir, "version"))
+		if err != nil {
+			return fmt.Errorf("payload kernel: %w (make images builds it)", err)
+		}
+		l.Report.PayloadKernel = strings.SplitN(strings.TrimSpace(string(version)), "\n", 2)[0]
+	}
+	lost := seabiosHeap(l.Memory)
+	o.Append += fmt.Sprintf(" warmcore.lost=%dK@%#x", lost.Size()/phys.KiB, lost.Start)
+	if l.append != "" {
+		o.Append += " " + l.append
+	}
+	if err := rig.ProbeKVM(l.ctx); err == nil {
+		o.Accel = rig.KVM
+		l.Report.Accel = string(rig.KVM)
+	}
+	var err error
+	if l.Machine, err = rig.Start(l.ctx, o, l.Out); err != nil {
+		return err
+	}
+	l.say("power on: payload %s", l.Report.PayloadKernel)
+	return nil
+}
+
+// rewriteGRUB replaces a parameter in grub.cfg on the disk of a machine that
+// stands still and has nothing of it mounted for writing.
+func (l *Lab) rewriteGRUB(old, new string) error {
+	cfg, err := rig.GRUBConfig(l.files.kernel.Release, strings.Replace(l.cmdline(), old, new, 1))
+	if err != nil {
+		return err
+	}
+	return l.disk.Replace(l.ctx, rig.GRUBConfigPath, cfg)
+}
+
+func (l *Lab) cmdline() string {
+	return strings.TrimSpace(rig.DefaultParams + " panic=-1 " + l.params)
+}
+
+// waitGuest waits for the normal kernel's user space and books the boot.
+func (l *Lab) waitGuest() error {
+	g, err := l.Machine.WaitGuest(l.ctx)
+	if err != nil {
+		return err
+	}
+	l.Guest = g
+	if len(g.Notes) > 0 {
+		return l.Machine.Fail("boot", fmt.Errorf("the guest complains: %s", g.Notes[0].Message.Text))
+	}
+	up := g.Event.Message.T
+	total := (g.Event.T - l.booted).Seconds()
+	boot := Boot{Kind: g.Kind, Seconds: Seconds{Kernel: round(up)}}
+	if log, err := l.payloadLog(); err == nil {
+		boot.Seconds.Payload = lastStamp(log)
+	}
+	boot.Seconds.Firmware = round(max(0, total-up-boot.Seconds.Payload))
+	l.Report.Boots = append(l.Report.Boots, boot)
+	l.say("%s boot of %s: user space is up, MemTotal %s", g.Kind, g.Release, phys.FormatSize(g.MemTotalKiB*phys.KiB))
+	return nil
+}
+
+// lastStamp is the time of the log's last line, in seconds since the payload
+// kernel started: when it handed over.
+func lastStamp(log string) (seconds float64) {
+	for line := range strings.Lines(log) {
+		var t float64
+		if _, err := fmt.Sscanf(line, "[%f]", &t); err == nil {
+			seconds = t
+		}
+	}
+	return seconds
+}
+
+// readHandoff returns a copy of H from the machine's memory.
+func (l *Lab) readHandoff() ([]byte, error) {
+	b := make([]byte, handoff.Size())
+	return b, l.Machine.Peek(handoff.Start, b)
+}
+
+func (l *Lab) block() (*registration.Block, error) {
+	h, err := l.readHandoff()
+	if err != nil {
+		return nil, err
+	}
+	return registration.Load(h)
+}
+
+// payloadLog is the payload's log of this boot.
+func (l *Lab) payloadLog() (string, error) {
+	h, err := l.readHandoff()
+	if err != nil {
+		return "", err
+	}
+	current, _, err := registration.DecodeLogs(h)
+	return string(current.Text), err
+}
+
+// reset waits for the guest's reset, takes the truth, and resets.
+func (l *Lab) reset() (*rig.Truth, error) {
+	if err := l.Machine.WaitReset(l.ctx); err != nil {
+		return nil, err
+	}
+	l.say("reset: memory kept")
+	return l.resetPaused()
+}
+
+func (l *Lab) resetPaused() (*rig.Truth, error) {
+	truth, err := l.Machine.CopyRAM(l.ctx)
+	if err != nil {
+		return nil, err
+	}
+	events := l.Machine.Timeline.Events()
+	l.booted = events[len(events)-1].T
+	return truth, l.Machine.Reset(l.ctx)
+}
+
+// trigger ends the guest in the manner of kind, on CPU 0: the stub can flush
+// the caches of all CPUs only from there.
+func (l *Lab) trigger(kind string) error {
+	l.say("trigger: %s", kind)
+	return l.Guest.Trigger(l.ctx, wire.Trigger{Kind: kind})
+}
+
+// run runs a command in the guest and says what it printed.
+func (l *Lab) run(argv ...string) (string, error) {
+	out, err := l.Guest.MustRun(l.ctx, argv...)
+	if err != nil {
+		return "", l.Machine.Fail(strings.Join(argv, " "), err)
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	l.say("%s: %s", strings.Join(argv, " "), lines[len(lines)-1])
+	return out, nil
+}
+
+// refused runs a command that must end with the exit code and say want.
+func (l *Lab) refused(code int, want string, argv ...string) error {
+	r, err := l.Guest.Run(l.ctx, argv...)
+	if err != nil {
+		return err
+	}
+	if r.Exit != code || !strings.Contains(r.Stderr, want) {
+		return l.Machine.Fail(strings.Join(argv, " "), fmt.Errorf("exit %d, %q; want exit %d and %q", r.Exit, r.Stderr, code, want))
+	}
+	l.say("%s: exit %d: %s", strings.Join(argv, " "), r.Exit, strings.TrimSpace(r.Stderr))
+	return nil
+}
+
+func (l *Lab) memTotal() (uint64, error) {
+	info, err := l.Guest.MemInfo(l.ctx)
+	return info["MemTotal"], err
+}
+
+// want fails the story unless the boot is of the kind.
+func (l *Lab) want(kind string) error {
+	if l.Guest.Kind != kind {
+		log, _ := l.payloadLog()
+		return l.Machine.Fail("boot", fmt.Errorf("%s boot, want a %s boot; the payload said:\n%s", l.Guest.Kind, kind, log))
+	}
+	return nil
+}
+
+// wantLog fails the story unless the payload logged text.
+func (l *Lab) wantLog(text string) error {
+	log, err := l.payloadLog()
+	if err != nil {
+		return l.Machine.Fail("payload's log", err)
+	}
+	if !strings.Contains(log, text) {
+		return l.Machine.Fail("payload's log", fmt.Errorf("no %q in:\n%s", text, log))
+	}
+	return nil
+}
+
+// powerOff ends the machine, so that its disk can be looked into.
+func (l *Lab) powerOff() error {
+	if err := l.Guest.Trigger(l.ctx, wire.Trigger{Kind: wire.PowerOff}); err != nil {
+		return err
+	}
+	return l.Machine.WaitPowerOff(l.ctx)
+}

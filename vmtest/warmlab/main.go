@@ -1,0 +1,157 @@
+// Warmlab runs one crash story in QEMU and writes a report.
+//
+// The demo and the tests use it; `warmlab list` says which stories there are.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/vmtest/story"
+)
+
+const usage = `usage: warmlab VERB [FLAGS]
+
+  list                 the stories
+  run --story NAME     run one; --out DIR gets report.json, the dump and the logs
+  demo                 crash a stock Debian kernel and show what came of it
+  bench                measure speed and size
+
+flags:
+  --arch amd64         the only one so far
+  --story NAME         default crash
+  --mem SIZE           RAM, such as 2G (default: the story's)
+  --cpus N             (default: the story's)
+  --kernel own|stock   the payload's kernel: ours or Debian's (default: the story's)
+  --modules FILE       initramfs with modules, for --kernel stock
+  --payload DIR        what make images built (default: build/amd64/payload)
+  --trigger KIND       sysrq-c, watchdog (default: the story's)
+  --handover vmcore    the only one so far
+  --firmware direct    the only one so far
+  --cycles N           crashes in a row (default: the story's)
+  --out DIR            default build/STORY
+  --keep               keep the guest's RAM image at the reset
+  --timeout D          default 20m
+
+exit codes: 0 passed, 1 failed, 2 usage
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+type flags struct {
+	options                              story.Options
+	arch, story, mem, handover, firmware string
+	timeout                              time.Duration
+}
+
+func parse(args []string) (verb string, f flags, err error) {
+	if len(args) == 0 {
+		return "", f, errors.New("a verb is missing")
+	}
+	verb = args[0]
+	set := flag.NewFlagSet("warmlab", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	set.StringVar(&f.arch, "arch", "amd64", "")
+	set.StringVar(&f.story, "story", "crash", "")
+	set.StringVar(&f.mem, "mem", "", "")
+	set.IntVar(&f.options.CPUs, "cpus", 0, "")
+	set.StringVar(&f.options.Payload, "kernel", "", "")
+	set.StringVar(&f.options.StockInitramfs, "modules", "build/amd64/initramfs-stock.cpio.xz", "")
+	set.StringVar(&f.options.PayloadDir, "payload", "build/amd64/payload", "")
+	set.StringVar(&f.options.Trigger, "trigger", "", "")
+	set.StringVar(&f.handover, "handover", "vmcore", "")
+	set.StringVar(&f.firmware, "firmware", "direct", "")
+	set.IntVar(&f.options.Cycles, "cycles", 0, "")
+	set.StringVar(&f.options.Out, "out", "", "")
+	set.BoolVar(&f.options.Keep, "keep", false, "")
+	set.DurationVar(&f.timeout, "timeout", 20*time.Minute, "")
+	if err := set.Parse(args[1:]); err != nil {
+		return "", f, err
+	}
+	switch {
+	case set.NArg() > 0:
+		return "", f, fmt.Errorf("what is %q?", set.Arg(0))
+	case f.arch != "amd64":
+		return "", f, fmt.Errorf("--arch %s: only amd64 so far", f.arch)
+	case f.handover != "vmcore":
+		return "", f, fmt.Errorf("--handover %s: only vmcore so far", f.handover)
+	case f.firmware != "direct":
+		return "", f, fmt.Errorf("--firmware %s: only direct so far", f.firmware)
+	}
+	if f.mem != "" {
+		if f.options.Memory, err = phys.ParseSize(f.mem); err != nil {
+			return "", f, fmt.Errorf("--mem: %w", err)
+		}
+	}
+	return verb, f, nil
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	verb, f, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) || verb == "help" {
+		fmt.Fprint(stdout, usage)
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "warmlab: %v\n\n%s", err, usage)
+		return 2
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	start := time.Now()
+	f.options.Say = func(format string, args ...any) {
+		fmt.Fprintf(stdout, "%6.1f  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+	}
+	switch verb {
+	case "list":
+		for _, s := range story.Stories {
+			fmt.Fprintf(stdout, "%-9s %s\n", s.Name, s.Tells)
+		}
+		return 0
+	case "run":
+		return fail(stderr, runStory(ctx, f, stdout))
+	case "demo":
+		f.story, f.options.Payload = "stock", "stock"
+		return fail(stderr, runStory(ctx, f, stdout))
+	case "bench":
+		return fail(stderr, bench(ctx, f, stdout))
+	}
+	fmt.Fprintf(stderr, "warmlab: no verb %q\n\n%s", verb, usage)
+	return 2
+}
+
+func fail(stderr io.Writer, err error) int {
+	if err != nil {
+		fmt.Fprintf(stderr, "warmlab: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func runStory(ctx context.Context, f flags, stdout io.Writer) error {
+	s, err := story.Find(f.story)
+	if err != nil {
+		return err
+	}
+	if f.options.Out == "" {
+		f.options.Out = filepath.Join("build", s.Name)
+	}
+	report, err := story.Run(ctx, s, f.options)
+	if err != nil {
+		return err
+	}
+	picture(stdout, report, f.options.Out)
+	return nil
+}

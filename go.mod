@@ -12,6 +12,7 @@ require (
 	github.com/klauspost/compress v1.18.0 // indirect
 	github.com/klauspost/pgzip v1.2.6 // indirect
 	github.com/pierrec/lz4/v4 v4.1.22 // indirect
+	github.com/polyfloyd/go-errorlint v1.8.0 // indirect
 	github.com/rekby/gpt v0.0.0-20200219180433-a930afbc6edc // indirect
 	github.com/therootcompany/xz v1.0.1 // indirect
 	github.com/u-root/cpuid v0.0.1-0.20250320140348-cc5fe81d966c // indirect
@@ -35,6 +36,7 @@ require (
 )
 
 tool (
+	github.com/polyfloyd/go-errorlint
 	github.com/u-root/u-root
 	honnef.co/go/tools/cmd/staticcheck
 )

@@ -187,8 +187,7 @@ func (s *System) ioMem() (memmap.Map, error) {
 
 // mapping reads the kernel's mappings out of the program headers of
 // /proc/kcore. Those of RAM and of the kernel's text have a physical address,
-// all others have p_paddr -1 (read_kcore_iter in fs/proc/kcore.c, v6.12, and
-// get_kcore_size's callers since v4.18).
+// all others have p_paddr -1 (read_kcore_iter in fs/proc/kcore.c, v6.12).
 func (s *System) mapping() (registration.Mapping, error) {
 	f, err := os.Open(s.path("proc/kcore"))
 	if err != nil {

@@ -32,7 +32,7 @@ func dump() []byte {
 func source(t *testing.T, content []byte) (*Source, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "vmcore")
-	if err := os.WriteFile(path, content, 0o400); err != nil {
+	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s, err := Open(path)

@@ -33,10 +33,8 @@ type Options struct {
 	Trigger string // sysrq-c, watchdog, ...
 	// PayloadDir has vmlinux with the initramfs in it, of `make images`.
 	PayloadDir string
-	// StockInitramfs is the initramfs with modules for a stock payload.
-	StockInitramfs string
-	Out            string // folder for report.json, the dump and logs
-	Keep           bool   // keep the guest's RAM image at the reset
+	Out        string // folder for report.json, the dump and logs
+	Keep       bool   // keep the guest's RAM image at the reset
 	// Say is called with each step, for a person who waits.
 	Say func(format string, args ...any)
 }
@@ -145,7 +143,10 @@ func (l *Lab) powerOn() error {
 	case "stock":
 		// QEMU's loader puts Debian's kernel at 16 MiB, from where nokaslr
 		// keeps it from moving, and the initramfs at the top of low RAM.
-		o.Kernel, o.Initrd = l.files.kernel.Image, l.StockInitramfs
+		o.Kernel, o.Initrd = l.files.kernel.Image, filepath.Join(l.Out, "initramfs")
+		if err := l.stockInitramfs(o.Initrd); err != nil {
+			return err
+		}
 		o.Append = "console=ttyS0 quiet panic=1 nokaslr memmap=exactmap memmap=640K@0 memmap=127M@1M"
 		l.Report.PayloadKernel = "Debian " + l.files.kernel.Release
 	default:
@@ -171,6 +172,16 @@ func (l *Lab) powerOn() error {
 		return err
 	}
 	l.say("power on: payload %s", l.Report.PayloadKernel)
+	return nil
+}
+
+// stockInitramfs builds the initramfs with Debian's modules in it.
+func (l *Lab) stockInitramfs(file string) error {
+	root := filepath.Join(l.files.kernel.Modules, "../../..")
+	out, err := output(l.ctx, "", "initramfs/build.sh", "amd64", file, "xz", root)
+	if err != nil {
+		return fmt.Errorf("initramfs/build.sh: %w\n%s", err, out)
+	}
 	return nil
 }
 

@@ -31,7 +31,6 @@ flags:
   --mem SIZE           RAM, such as 2G (default: the story's)
   --cpus N             (default: the story's)
   --kernel own|stock   the payload's kernel: ours or Debian's (default: the story's)
-  --modules FILE       initramfs with modules, for --kernel stock
   --payload DIR        what make images built (default: build/amd64/payload)
   --trigger KIND       sysrq-c, watchdog (default: the story's)
   --handover vmcore    the only one so far
@@ -68,7 +67,6 @@ func parse(args []string) (verb string, f flags, err error) {
 	set.StringVar(&f.mem, "mem", "", "")
 	set.IntVar(&f.options.CPUs, "cpus", 0, "")
 	set.StringVar(&f.options.Payload, "kernel", "", "")
-	set.StringVar(&f.options.StockInitramfs, "modules", "build/amd64/initramfs-stock.cpio.xz", "")
 	set.StringVar(&f.options.PayloadDir, "payload", "build/amd64/payload", "")
 	set.StringVar(&f.options.Trigger, "trigger", "", "")
 	set.StringVar(&f.handover, "handover", "vmcore", "")

@@ -239,7 +239,7 @@ func (s *System) noMemory(err error) error {
 		return refuse("boot without lockdown (Secure Boot turns it on)", "kernel lockdown is %s, which forbids /dev/mem", mode)
 	}
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
-		return refuse("run it on the host, as root, with a kernel that has /dev/mem (CONFIG_DEVMEM)", "%v", err)
+		return refuse("run it as root on the host; the kernel needs /dev/mem (CONFIG_DEVMEM), and lockdown (Secure Boot) forbids it", "%v", err)
 	}
 	return err
 }

@@ -49,8 +49,8 @@ func Load(entry uint64, segments []phys.Segment, flags uint64) error {
 	defer pin.Unpin()
 	list := make([]segment, len(segments))
 	for i, s := range segments {
-		if uint64(len(s.Data)) > s.Range.Size() || s.Range.Start%phys.PageSize != 0 || s.Range.End%phys.PageSize != 0 {
-			return fmt.Errorf("kexec_load segment %v: not page aligned, or smaller than its %d bytes of data", s, len(s.Data))
+		if s.Range.Empty() || uint64(len(s.Data)) > s.Range.Size() || s.Range.Start%phys.PageSize != 0 || s.Range.End%phys.PageSize != 0 {
+			return fmt.Errorf("kexec_load segment %v: empty, not page aligned, or smaller than its %d bytes of data", s, len(s.Data))
 		}
 		list[i] = segment{mem: uintptr(s.Range.Start), memsz: uintptr(s.Range.Size()), bufsz: uintptr(len(s.Data))}
 		if len(s.Data) > 0 {

@@ -123,8 +123,9 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 		}
 		p.log.Warn("boot entry not recorded", "error", err)
 	}
-	p.log.Info("start", "boot", kind, "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
+	p.log.Info("normal kernel", "boot", kind, "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
 	p.storeLog()
+	p.log.Info("start") // on the console only: all of the above is in H
 	return p.sys.Reboot()
 }
 
@@ -168,7 +169,8 @@ func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
 	if err := p.sys.Load(img.Trampoline.Range.Start, load); err != nil {
 		return err
 	}
-	p.log.Info("start", "boot", "without dumps", "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
+	p.log.Info("normal kernel", "boot", "without dumps", "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
+	p.storeLog()
 	return p.sys.Reboot()
 }
 

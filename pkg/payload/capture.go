@@ -1,6 +1,7 @@
 package payload
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -70,23 +71,23 @@ func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
 
 	info := b.VMCoreInfo
 	if text, err := old.read(info); err != nil || !hasVMCoreInfo(text) {
-		found, err := p.findVMCoreInfo()
+		var before registration.Mapping
+		if b.Capture.Reason == registration.ReasonEarly {
+			// Nobody has registered since: it is the mapping of the boot before.
+			before, b.Mapping = b.Mapping, registration.Mapping{}
+		}
+		found, mapping, err := p.findVMCoreInfo(before)
 		if err != nil {
 			p.log.Warn("VMCOREINFO", "error", err, "so", "the dump has none: tools need the kernel's debug information")
 			info = registration.Note{}
 		} else {
-			info = registration.Note{Addr: found.Addr, Size: found.Size}
 			p.log.Info("VMCOREINFO found by scanning", "address", fmt.Sprintf("%#x", found.Addr), "kernel", found.Info.Release)
-			if b.Mapping == (registration.Mapping{}) {
-				m, err := vmcoreinfo.KernelMapping(old, found.Info)
-				if err != nil {
-					p.log.Warn("direct map", "error", err)
-				} else {
-					b.Mapping = registration.Mapping{DirectBase: m.DirectBase, TextVirt: m.TextVirt, TextPhys: m.TextPhys, TextSize: m.TextSize}
-				}
-			}
+			info = registration.Note{Addr: found.Addr, Size: found.Size}
 			b.VMCoreInfo = info
 			b.Identity.Release = clip(found.Info.Release, registration.MaxRelease)
+			if b.Mapping == (registration.Mapping{}) {
+				b.Mapping = mapping
+			}
 		}
 	}
 	if info.Size > 0 {
@@ -112,21 +113,37 @@ func hasVMCoreInfo(text []byte) bool {
 	return err == nil
 }
 
-// findVMCoreInfo scans the dumped memory. The machine may hold stale ones, of
-// boots before: it takes the one whose page tables are alive.
-func (p *Payload) findVMCoreInfo() (vmcoreinfo.Candidate, error) {
+// findVMCoreInfo scans the dumped memory. It may hold notes of earlier boots
+// too, so a note must agree with page tables that are alive; those of the boot
+// right before, whose pages a kernel that died at once has not yet reused, are
+// known by their mapping, which KASLR makes another at each boot.
+func (p *Payload) findVMCoreInfo(before registration.Mapping) (vmcoreinfo.Candidate, registration.Mapping, error) {
 	old := crashedMemory{p}
 	start := time.Now()
-	found := vmcoreinfo.Find(old, p.plan.Dumped(), func(i *vmcoreinfo.Info) bool {
-		_, err := vmcoreinfo.KernelMapping(old, i)
-		return err == nil
-	})
+	found := vmcoreinfo.Find(old, p.plan.Dumped(), nil)
 	p.log.Info("memory scanned for VMCOREINFO", "seconds", fmt.Sprintf("%.3f", time.Since(start).Seconds()),
 		"found", len(found.Candidates), "unreadable", len(found.Holes))
-	if len(found.Candidates) == 0 {
-		return vmcoreinfo.Candidate{}, fmt.Errorf("not found in %s of memory", phys.FormatSize(p.plan.Dumped().Size()))
+	var errs []error
+	for _, c := range found.Candidates {
+		m, err := vmcoreinfo.KernelMapping(old, c.Info)
+		mapping := registration.Mapping{DirectBase: m.DirectBase, TextVirt: m.TextVirt, TextPhys: m.TextPhys, TextSize: m.TextSize}
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("at %#x: %w", c.Addr, err))
+		case c.Info.KernelOffset != 0 && sameMapping(mapping, before):
+			errs = append(errs, fmt.Errorf("at %#x: of the boot before", c.Addr))
+		default:
+			return c, mapping, nil
+		}
 	}
-	return found.Candidates[0], nil
+	return vmcoreinfo.Candidate{}, registration.Mapping{}, errors.Join(append(errs,
+		fmt.Errorf("not found in %s of memory", phys.FormatSize(p.plan.Dumped().Size())))...)
+}
+
+// sameMapping compares what KASLR moves. The size of the text is left out: the
+// agent knows it to the byte, page tables to 2 MiB.
+func sameMapping(a, b registration.Mapping) bool {
+	return a.DirectBase == b.DirectBase && a.TextVirt == b.TextVirt && a.TextPhys == b.TextPhys
 }
 
 // crashedMemory reads memory by the crashed kernel's addresses, from where it
@@ -152,6 +169,26 @@ func (m crashedMemory) ReadPhys(b []byte, addr uint64) error {
 	if done != uint64(len(b)) {
 		return fmt.Errorf("memory %v: not in the dump", r)
 	}
+	return nil
+}
+
+// viewer is a Memory that shows itself without a copy.
+type viewer interface {
+	View(r phys.Range, f func(b []byte)) error
+}
+
+// ViewPhys makes the search for VMCOREINFO, which looks at 24 bytes a page,
+// as fast as that sounds.
+func (m crashedMemory) ViewPhys(r phys.Range, f func(b []byte)) error {
+	now := m.p.plan.Now(r)
+	if v, ok := m.p.mem.(viewer); ok && len(now) == 1 && now[0].Size == r.Size() {
+		return v.View(now[0].DstRange(), f)
+	}
+	b := make([]byte, r.Size())
+	if err := m.ReadPhys(b, r.Start); err != nil {
+		return err
+	}
+	f(b)
 	return nil
 }
 

@@ -286,7 +286,7 @@ func (p *Payload) store(b *registration.Block) error {
 
 func (p *Payload) storeLog() {
 	if p.plan == nil || p.mem == nil {
-		return
+		return // where H lies is not known to be ours
 	}
 	// The slot is chosen from H as it was found, so that storing twice in one
 	// boot keeps the log of the boot before.

@@ -113,6 +113,15 @@ func (m *Memory) each(p []byte, addr uint64, move func(part, mem []byte)) error 
 	return nil
 }
 
+// View runs f over the memory in r itself, which must not be larger than
+// MapWindow.
+func (m *Memory) View(r phys.Range, f func(b []byte)) error {
+	if r.Size() > MapWindow {
+		return fmt.Errorf("view physical memory %v: larger than %d bytes", r, MapWindow)
+	}
+	return m.touch(r, f)
+}
+
 // touch runs f over r. Memory that can't be reached (SIGBUS) is an error,
 // not the end of the program.
 func (m *Memory) touch(r phys.Range, f func(mem []byte)) (err error) {

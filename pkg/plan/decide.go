@@ -153,7 +153,9 @@ func (d Decision) Begin(old *registration.Block, p *Plan, hash [32]byte, nonce [
 	}
 	b.Counters.Attempts = 0
 	b.Capture = registration.Capture{}
-	b.CPUNotes, b.VMCoreInfo, b.Mapping = nil, registration.Note{}, registration.Mapping{}
+	// The mapping stays: until an agent registers, it says how memory of the
+	// boot before looks.
+	b.CPUNotes, b.VMCoreInfo = nil, registration.Note{}
 	b.Identity = registration.Identity{Nonce: nonce, Time: now}
 	b.State = registration.Empty
 	if d.Prearm {

@@ -48,7 +48,7 @@ const trampolineSize = 64 * phys.KiB
 // (Documentation/arch/x86/boot.rst, v6.12).
 //
 // The kernel goes below 4 GiB, to its preferred address if that is allowed,
-// else to the lowest place of its alignment. The trampoline's page tables
+// else to the lowest place of its alignment above it. The trampoline's page tables
 // map those 4 GiB one to one; the kernel maps an initrd above them itself.
 func AMD64(l Linux) (*Image, error) {
 	k := l.Kernel
@@ -125,16 +125,23 @@ func AMD64(l Linux) (*Image, error) {
 	return &img, nil
 }
 
+// place returns where the kernel goes. One that is relocatable moves itself up
+// to PrefAddress and to a multiple of Alignment before it decompresses
+// ("init_size" in boot.rst, v6.12), so it must not begin below or between.
 func (k *BzImage) place(low phys.Set) (phys.Range, error) {
 	size := roundUp(k.InitSize)
-	want := phys.Range{Start: k.PrefAddress, End: k.PrefAddress + size}
-	if low.Contains(want) && want.Start < want.End && want.Start%phys.PageSize == 0 {
+	align := phys.PageSize
+	if k.Relocatable {
+		align = max(k.Alignment, phys.PageSize)
+	}
+	want, ok := phys.Sized(k.PrefAddress, size)
+	if ok && low.Contains(want) && want.Start%align == 0 {
 		return want, nil
 	}
 	if !k.Relocatable {
 		return phys.Range{}, fmt.Errorf("place kernel: it is not relocatable and its place %v is not boot memory (%v)", want, low)
 	}
-	r, err := lowest(low, size, max(k.Alignment, phys.PageSize))
+	r, err := lowest(low.Intersect(phys.Set{{Start: k.PrefAddress, End: fourGiB}}), size, align)
 	if err != nil {
 		return phys.Range{}, fmt.Errorf("place kernel: %w", err)
 	}
@@ -189,8 +196,8 @@ func lowest(s phys.Set, size, align uint64) (phys.Range, error) {
 // highest returns the last page-aligned place for size bytes.
 func highest(s phys.Set, size uint64) (phys.Range, error) {
 	for _, r := range slices.Backward(s) {
-		if r.Size() >= roundUp(size) {
-			start := r.End - roundUp(size)
+		if whole := roundUp(size); whole >= size && r.Size() >= whole {
+			start := r.End - whole
 			return phys.Range{Start: start, End: start + size}, nil
 		}
 	}

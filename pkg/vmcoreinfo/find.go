@@ -89,8 +89,7 @@ type finder struct {
 // chunk looks at the page starts in in, at most chunkSize bytes, whole pages.
 // Where memory can't be read it halves the chunk, down to a page.
 func (f *finder) chunk(in phys.Range) {
-	b := f.buf[:in.Size()]
-	if err := f.r.ReadPhys(b, in.Start); err != nil {
+	if err := f.look(in); err != nil {
 		f.failed++
 		if in.Size() <= phys.PageSize || f.failed > maxFailedReads {
 			f.hole(in, err)
@@ -101,11 +100,40 @@ func (f *finder) chunk(in phys.Range) {
 		f.chunk(phys.Range{Start: middle, End: in.End})
 		return
 	}
-	for off := uint64(0); off < uint64(len(b)); off += phys.PageSize {
-		if descSize, ok := parseNoteHeader(b[off:]); ok {
-			f.note(in.Start+off, descSize)
+}
+
+// Viewer is a Reader that can show memory without copying it: of each page
+// only the first bytes are looked at, so that a copy would be most of the work.
+// f gets the bytes of r, which may change while it looks.
+type Viewer interface {
+	ViewPhys(r phys.Range, f func(b []byte)) error
+}
+
+// look tries the page starts in in; an error means that in can't be read.
+func (f *finder) look(in phys.Range) error {
+	var at []uint64
+	pages := func(b []byte) {
+		for off := uint64(0); off < uint64(len(b)); off += phys.PageSize {
+			if _, ok := parseNoteHeader(b[off:]); ok {
+				at = append(at, in.Start+off)
+			}
 		}
 	}
+	if v, ok := f.r.(Viewer); ok {
+		if err := v.ViewPhys(in, pages); err != nil {
+			return err
+		}
+	} else {
+		b := f.buf[:in.Size()]
+		if err := f.r.ReadPhys(b, in.Start); err != nil {
+			return err
+		}
+		pages(b)
+	}
+	for _, addr := range at {
+		f.note(addr)
+	}
+	return nil
 }
 
 // hole records memory that wasn't searched, one element for neighbours.
@@ -119,7 +147,15 @@ func (f *finder) hole(in phys.Range, err error) {
 
 // note reads the note at addr again, whole, and judges it. The text may run
 // into the next chunk, or into a page that is not in the ranges.
-func (f *finder) note(addr, descSize uint64) {
+func (f *finder) note(addr uint64) {
+	var header [noteHeader]byte
+	if err := f.r.ReadPhys(header[:], addr); err != nil {
+		return
+	}
+	descSize, ok := parseNoteHeader(header[:])
+	if !ok {
+		return
+	}
 	size := noteHeader + (descSize+3)&^3 + noteEnd
 	where := phys.Range{Start: addr, End: addr + size}
 	if !f.ranges.Contains(where) {

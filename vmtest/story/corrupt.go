@@ -2,6 +2,7 @@ package story
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/pkg/registration/registrationtest"
@@ -46,18 +47,36 @@ func (l *Lab) corrupt() error {
 		if err := l.Machine.Reset(l.ctx); err != nil {
 			return err
 		}
-		if err := l.waitGuest(); err != nil {
-			return fmt.Errorf("%s: %w", c.Name, err)
-		}
-		if err := l.want(wire.Plain); err != nil {
-			return fmt.Errorf("%s: %w", c.Name, err)
-		}
-		if err := l.wantLog(c.Want); err != nil {
+		if err := l.refusedBy(c.Want, i == 0 || c.Name == changed.Name); err != nil {
 			return fmt.Errorf("%s: %w", c.Name, err)
 		}
 		l.say("%d of %d: %s: plain boot, %s", i+1, len(cases), c.Name, c.Want)
 	}
 	return nil
+}
+
+// refusedBy checks that the reset led to a plain boot for the reason want: by
+// what lies in H when the payload hands over, and, if whole, by the normal
+// kernel in user space too.
+func (l *Lab) refusedBy(want string, whole bool) error {
+	if whole {
+		if err := l.waitGuest(); err != nil {
+			return err
+		}
+		if err := l.want(wire.Plain); err != nil {
+			return err
+		}
+	} else if _, err := l.Machine.Wait(l.ctx, "the payload to hand over", handedOver); err != nil {
+		return err
+	}
+	b, err := l.block()
+	if err != nil {
+		return l.Machine.Fail("registration", err)
+	}
+	if b.State != registration.Prearmed || strings.Contains(b.Kernel.Cmdline, "elfcorehdr=") {
+		return l.Machine.Fail("registration", fmt.Errorf("state %v, command line %q; want prearmed, a plain boot's", b.State, b.Kernel.Cmdline))
+	}
+	return l.wantLog(want)
 }
 
 // changedMap is an armed registration of a machine with another memory map.

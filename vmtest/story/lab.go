@@ -209,28 +209,32 @@ func (l *Lab) waitGuest() error {
 	if len(g.Notes) > 0 {
 		return l.Machine.Fail("boot", fmt.Errorf("the guest complains: %s", g.Notes[0].Message.Text))
 	}
-	up := g.Event.Message.T
-	total := (g.Event.T - l.booted).Seconds()
-	boot := Boot{Kind: g.Kind, Seconds: Seconds{Kernel: round(up)}}
-	if log, err := l.payloadLog(); err == nil {
-		boot.Seconds.Payload = lastStamp(log)
-	}
-	boot.Seconds.Firmware = round(max(0, total-up-boot.Seconds.Payload))
-	l.Report.Boots = append(l.Report.Boots, boot)
+	l.Report.Boots = append(l.Report.Boots, Boot{Kind: g.Kind, Seconds: l.seconds(g.Event.T)})
 	l.say("%s boot of %s: user space is up, MemTotal %s", g.Kind, g.Release, phys.FormatSize(g.MemTotalKiB*phys.KiB))
 	return nil
 }
 
-// lastStamp is the time of the log's last line, in seconds since the payload
-// kernel started: when it handed over.
-func lastStamp(log string) (seconds float64) {
-	for line := range strings.Lines(log) {
-		var t float64
-		if _, err := fmt.Sscanf(line, "[%f]", &t); err == nil {
-			seconds = t
+// handedOver matches the payload's last line, which it prints when all is in H.
+func handedOver(e rig.Event) bool {
+	return e.Source == rig.FromConsole && strings.HasSuffix(strings.TrimSpace(e.Text), "warmcore: start")
+}
+
+// seconds says where the time went between the reset and user space at up.
+// The payload's own clock tells how long it ran; the kernel's part begins
+// before its clock, with its decompression.
+func (l *Lab) seconds(up time.Duration) (s Seconds) {
+	for _, e := range l.Machine.Timeline.Events() {
+		if e.T >= l.booted && handedOver(e) {
+			var clock float64
+			if _, err := fmt.Sscanf(e.Text, "[%f]", &clock); err != nil {
+				continue
+			}
+			s.Payload = round(clock)
+			s.Firmware = round(max(0, (e.T-l.booted).Seconds()-clock))
+			s.Kernel = round((up - e.T).Seconds())
 		}
 	}
-	return seconds
+	return s
 }
 
 // readHandoff returns a copy of H from the machine's memory.

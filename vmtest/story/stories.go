@@ -1,11 +1,13 @@
 package story
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -531,8 +533,11 @@ func (l *Lab) writePlan() error {
 	if err != nil {
 		return l.Machine.Fail("registration", err)
 	}
+	ranges := slices.SortedFunc(slices.Values(b.Plan), func(a, b registration.PlanRange) int {
+		return cmp.Compare(a.Range.Start, b.Range.Start)
+	})
 	var out strings.Builder
-	for _, r := range b.Plan {
+	for _, r := range ranges {
 		fmt.Fprintf(&out, "%012x-%012x  %-11v  %s\n", r.Range.Start, r.Range.End-1, r.Role, phys.FormatSize(r.Range.Size()))
 	}
 	return os.WriteFile(filepath.Join(l.Out, "plan.txt"), []byte(out.String()), 0o644)

@@ -9,7 +9,7 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # What Debian 12 has and a build, or a story in QEMU, needs.
 PACKAGES := qemu-system-x86 seabios binutils gcc make bc bison flex cpio kmod xz-utils zstd rsync \
 	libelf-dev libssl-dev libc6-dev linux-source-6.12 e2fsprogs fdisk dpkg-dev \
-	makedumpfile crash systemd man-db
+	makedumpfile crash systemd debootstrap groff-base
 
 .DEFAULT_GOAL := help
 .PHONY: help tools demo test unit lint vmtest bench fuzz kernel initramfs images binaries clean
@@ -35,7 +35,7 @@ kernel: tools ## the payload's own kernel, without initramfs (about 12 minutes, 
 images: initramfs kernel ## payload kernel with the initramfs in it: bzImage and PVH vmlinux
 	@boot/kernel/build.sh $(ARCH) $(BUILD)/payload $(BUILD)/initramfs.cpio.xz
 
-demo: tools binaries initramfs ## crash a stock Debian kernel in QEMU and dump it
+demo: tools ## crash a stock Debian kernel in QEMU and dump it
 	@$(GO) run ./vmtest/warmlab demo --arch $(ARCH) --out build/demo
 
 test: tools lint unit vmtest ## everything: static checks, unit tests, crash stories
@@ -58,7 +58,7 @@ bench: tools binaries images ## measure speed and size; raw data in build/bench/
 FUZZTIME ?= 30s
 fuzz: ## run each fuzz target for FUZZTIME
 	@for p in $$($(GO) list ./pkg/... ./boot/...); do \
-		for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p || exit 1; done; done
 
 clean: ## remove build/; caches under ~/.cache/warmcore stay
 	rm -rf build

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,9 +51,10 @@ type Lab struct {
 	name      string
 	files     built
 	disk      rig.DiskImage
-	params    string // kernel parameters beside the usual ones
-	pad       int64  // of the initrd, in bytes
-	size      int64  // of the disk, in bytes
+	params    string            // kernel parameters beside the usual ones
+	more      map[string]string // programs in the guest beside warmcore
+	pad       int64             // of the initrd, in bytes
+	size      int64             // of the disk, in bytes
 	breakDisk func(*rig.Disk)
 	append    string // payload parameters beside the usual ones
 	booted    time.Duration
@@ -118,7 +120,7 @@ func (l *Lab) start() error {
 func (l *Lab) powerOn() error {
 	initrd := filepath.Join(l.Out, "initrd")
 	if err := (rig.Initrd{Kernel: l.files.kernel, Kmod: l.files.kmod, Init: l.files.guest, Padding: l.pad,
-		Files: map[string]string{"/bin/warmcore": l.files.warmcore}}).Write(initrd); err != nil {
+		Files: l.programs()}).Write(initrd); err != nil {
 		return err
 	}
 	if l.size == 0 {
@@ -173,6 +175,13 @@ func (l *Lab) powerOn() error {
 	}
 	l.say("power on: payload %s", l.Report.PayloadKernel)
 	return nil
+}
+
+// programs are put into the initrd: path in the guest to path on the host.
+func (l *Lab) programs() map[string]string {
+	files := map[string]string{"/bin/warmcore": l.files.warmcore}
+	maps.Copy(files, l.more)
+	return files
 }
 
 // stockInitramfs builds the initramfs with Debian's modules in it.

@@ -1,0 +1,144 @@
+package story
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/vmtest/guest/wire"
+	"github.com/warmcore/warmcore/vmtest/rig"
+)
+
+// Figures are the bench's results. Rates are bytes per second, one for each
+// round; sizes are bytes.
+type Figures struct {
+	Accel             string    `json:"accel"`
+	Bytes             uint64    `json:"bytes"`
+	Memcpy            []float64 `json:"memcpy"`
+	Copy1             []float64 `json:"copy_1_worker"`
+	Copy2             []float64 `json:"copy_2_workers"`
+	VmcoreMmap        []float64 `json:"vmcore_mmap"`
+	VmcoreRead        []float64 `json:"vmcore_read"`
+	PayloadSeconds    float64   `json:"payload_seconds"` // capture boot: warminit without the copy
+	CopySeconds       float64   `json:"copy_seconds"`    // of boot memory, in the payload
+	CopyBytes         uint64    `json:"copy_bytes"`
+	InitramfsBytes    int64     `json:"initramfs_bytes"`
+	PayloadImageBytes int64     `json:"payload_image_bytes"` // bzImage with the initramfs
+	Crash             Boot      `json:"crash"`               // capture boot
+}
+
+// Bench takes a machine through a crash and measures on the way.
+func Bench(ctx context.Context, o Options) (f *Figures, err error) {
+	o.Memory, o.CPUs, o.Trigger = 2*gib, 2, wire.SysrqC
+	l := &Lab{Options: o, ctx: ctx, name: "bench"}
+	l.Report = &Report{Accel: string(rig.TCG)}
+	if err := os.MkdirAll(l.Out, 0o755); err != nil {
+		return nil, err
+	}
+	if l.files, err = build(ctx, l.Out); err != nil {
+		return nil, err
+	}
+	l.more = map[string]string{"/bin/measure": filepath.Join(l.Out, "measure")}
+	if err := rig.BuildProgram(ctx, "./vmtest/guest/measure", l.more["/bin/measure"]); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if l.Machine != nil {
+			err = errors.Join(err, l.Machine.Close())
+		}
+	}()
+	f = &Figures{}
+	for file, to := range map[string]*int64{"../initramfs.cpio.xz": &f.InitramfsBytes, "bzImage": &f.PayloadImageBytes} {
+		info, err := os.Stat(filepath.Join(l.PayloadDir, file))
+		if err != nil {
+			return nil, fmt.Errorf("%w (make images builds it)", err)
+		}
+		*to = info.Size()
+	}
+	if err := l.start(); err != nil {
+		return nil, err
+	}
+	if _, err := l.run("warmcore", "arm"); err != nil {
+		return nil, err
+	}
+	if err := l.trigger(l.Trigger); err != nil {
+		return nil, err
+	}
+	truth, err := l.reset()
+	if err != nil {
+		return nil, err
+	}
+	truth.Close()
+	if err := l.waitGuest(); err != nil {
+		return nil, err
+	}
+	if err := l.want(wire.Capture); err != nil {
+		return nil, err
+	}
+	b, err := l.block()
+	if err != nil {
+		return nil, err
+	}
+	out, err := l.measure(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal([]byte(out), f); err != nil {
+		return nil, fmt.Errorf("measure printed %q: %w", out, err)
+	}
+	log, err := l.payloadLog()
+	if err != nil {
+		return nil, err
+	}
+	f.Accel = l.Report.Accel
+	f.CopyBytes, f.CopySeconds = b.Capture.CopyBytes, float64(b.Capture.CopyNanos)/1e9
+	f.PayloadSeconds = round(span(log) - f.CopySeconds)
+	f.Crash = l.Report.Boots[len(l.Report.Boots)-1]
+	raw, err := json.MarshalIndent(f, "", " ")
+	if err != nil {
+		return nil, err
+	}
+	return f, os.WriteFile(filepath.Join(l.Out, "figures.json"), append(raw, '\n'), 0o644)
+}
+
+// measure runs the program in the largest preserved range: its contents are
+// lost, which nobody but this bench wants.
+func (l *Lab) measure(b *registration.Block) (string, error) {
+	largest := registration.PlanRange{}
+	for _, r := range b.Plan {
+		if r.Role == registration.RolePreserved && r.Range.Size() > largest.Range.Size() {
+			largest = r
+		}
+	}
+	return l.Guest.MustRun(l.ctx, "measure", fmt.Sprintf("%#x", largest.Range.Start), fmt.Sprint(96*mib))
+}
+
+// span is the time between the first and the last line of a log, in seconds.
+func span(log string) float64 {
+	var stamps []float64
+	for line := range strings.Lines(log) {
+		var t float64
+		if _, err := fmt.Sscanf(line, "[%f]", &t); err == nil {
+			stamps = append(stamps, t)
+		}
+	}
+	if len(stamps) == 0 {
+		return 0
+	}
+	return slices.Max(stamps) - slices.Min(stamps)
+}
+
+// Median returns the middle of samples.
+func Median(samples []float64) float64 {
+	s := slices.Sorted(slices.Values(samples))
+	if len(s) == 0 {
+		return 0
+	}
+	return s[len(s)/2]
+}

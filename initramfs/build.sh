@@ -4,8 +4,10 @@
 #   build.sh ARCH OUTFILE [xz|zstd|none] [MODULES]
 #
 # MODULES is the unpacked tree of a distribution's kernel package, for a
-# payload that is that kernel: the folder above lib/modules/. What the payload
-# needs to reach disks goes in, numbered in the order to load it.
+# payload that is that kernel: the folder above lib/modules/. The modules named
+# in MODULE_NAMES go in with what they need, numbered in the order to load
+# them. A distribution's kernel leaves little of a small window, so the default
+# is what most disks need; add xfs, btrfs or usb_storage where it takes them.
 #
 # The archive is reproducible: no paths of the build machine, no times.
 set -eu
@@ -14,6 +16,7 @@ arch=${1:?usage: build.sh ARCH OUTFILE [xz|zstd|none]}
 out=${2:?usage: build.sh ARCH OUTFILE [xz|zstd|none]}
 compress=${3:-xz}
 modules=${4:-}
+names=${MODULE_NAMES:-virtio_pci virtio_blk nvme ahci sd_mod ext4}
 cd "$(dirname "$0")/.."
 version=$(git describe --always --dirty 2>/dev/null || echo unknown)
 
@@ -27,7 +30,7 @@ if [ -n "$modules" ]; then
 	depmod -b "$modules" "$release"
 	mkdir -p "$staged/lib/modules/warmcore"
 	n=100
-	for m in virtio_pci virtio_blk virtio_scsi nvme ahci sd_mod usb_storage xhci_pci ext4 xfs btrfs vfat nls_cp437 nls_ascii; do
+	for m in $names; do
 		for f in $(modprobe -d "$modules" -S "$release" --show-depends "$m" 2>/dev/null | sed -n 's/^insmod //p'); do
 			name=$(basename "$f" .ko)
 			ls "$staged/lib/modules/warmcore/"*-"$name.ko" >/dev/null 2>&1 && continue

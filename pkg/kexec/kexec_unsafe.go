@@ -83,6 +83,10 @@ func load(entry, n uintptr, list unsafe.Pointer, flags uintptr) error {
 // Reboot starts the loaded image. It returns only if that failed. File
 // systems must be unmounted, or synced, by the caller.
 func Reboot() error {
+	// What was printed last is wanted most, and a serial console that still
+	// sends is cut off by the jump: wait for it (tcdrain). An error means that
+	// standard error is no terminal.
+	_ = unix.IoctlSetInt(unix.Stderr, unix.TCSBRK, 1)
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_KEXEC); err != nil {
 		return fmt.Errorf("reboot into the loaded kernel: %w", err)
 	}

@@ -15,6 +15,9 @@ import (
 // is the order of their dependencies as initramfs/build.sh numbered them. It
 // goes on after an error, since a machine has not all the devices that
 // its payload knows; the errors are joined. A missing dir is no error.
+//
+// A module's file is removed when it is loaded: the initramfs is memory, and a
+// window has little.
 func LoadAll(dir string) (loaded int, err error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.ko"))
 	if err != nil {
@@ -37,9 +40,8 @@ func load(name string) error {
 		return err
 	}
 	defer f.Close()
-	err = unix.FinitModule(int(f.Fd()), "", 0)
-	if errors.Is(err, unix.EEXIST) {
-		return nil
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
 	}
-	return err
+	return os.Remove(name)
 }

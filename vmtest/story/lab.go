@@ -56,6 +56,7 @@ type Lab struct {
 	pad       int64             // of the initrd, in bytes
 	size      int64             // of the disk, in bytes
 	breakDisk func(*rig.Disk)
+	makeDisk  func() error // in place of the usual disk
 	append    string // payload parameters beside the usual ones
 	booted    time.Duration
 }
@@ -118,23 +119,15 @@ func (l *Lab) start() error {
 
 // powerOn builds the disk and switches the machine on.
 func (l *Lab) powerOn() error {
-	initrd := filepath.Join(l.Out, "initrd")
-	if err := (rig.Initrd{Kernel: l.files.kernel, Kmod: l.files.kmod, Init: l.files.guest, Padding: l.pad,
-		Files: l.programs()}).Write(initrd); err != nil {
-		return err
-	}
 	if l.size == 0 {
 		l.size = int64(l.Memory)*int64(max(l.Cycles, 1)) + 1<<30
 	}
-	disk := rig.Disk{
-		Size: l.size, Release: l.files.kernel.Release, Image: l.files.kernel.Image, Initrd: initrd,
-		Params: l.cmdline(),
-	}
-	if l.breakDisk != nil {
-		l.breakDisk(&disk)
-	}
 	l.disk.Path = filepath.Join(l.Out, "disk.img")
-	if err := disk.Build(l.ctx, l.disk.Path); err != nil {
+	makeDisk := l.smallDisk
+	if l.makeDisk != nil {
+		makeDisk = l.makeDisk
+	}
+	if err := makeDisk(); err != nil {
 		return err
 	}
 	o := rig.Options{
@@ -175,6 +168,24 @@ func (l *Lab) powerOn() error {
 	}
 	l.say("power on: payload %s", l.Report.PayloadKernel)
 	return nil
+}
+
+// smallDisk has Debian's kernel with an initrd of ours, whose process 1 is
+// the guest program.
+func (l *Lab) smallDisk() error {
+	initrd := filepath.Join(l.Out, "initrd")
+	if err := (rig.Initrd{Kernel: l.files.kernel, Kmod: l.files.kmod, Init: l.files.guest, Padding: l.pad,
+		Files: l.programs()}).Write(initrd); err != nil {
+		return err
+	}
+	disk := rig.Disk{
+		Size: l.size, Release: l.files.kernel.Release, Image: l.files.kernel.Image, Initrd: initrd,
+		Params: l.cmdline(),
+	}
+	if l.breakDisk != nil {
+		l.breakDisk(&disk)
+	}
+	return disk.Build(l.ctx, l.disk.Path)
 }
 
 // programs are put into the initrd: path in the guest to path on the host.

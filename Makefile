@@ -24,7 +24,7 @@ tools: ## install the Debian packages that the other targets need
 
 binaries: ## build warmcore and warminit for this architecture into build/
 	@mkdir -p $(BUILD)
-	CGO_ENABLED=0 GOARCH=$(ARCH) $(GO) build -trimpath -ldflags='-s -w -X main.version=$(VERSION)' -o $(BUILD)/ ./cmds/warmcore ./cmds/warminit
+	CGO_ENABLED=0 GOARCH=$(ARCH) $(GO) build -trimpath -ldflags='-s -w -X main.version=$(VERSION) -X github.com/warmcore/warmcore/pkg/payload.Version=$(VERSION)' -o $(BUILD)/ ./cmds/warmcore ./cmds/warminit
 
 initramfs: tools ## the payload's initramfs: u-root's init and warminit
 	@initramfs/build.sh $(ARCH) $(BUILD)/initramfs.cpio.xz xz
@@ -50,7 +50,7 @@ lint: ## static checks
 	$(GO) mod tidy -diff
 
 vmtest: tools binaries images ## the crash stories in QEMU, with the truth comparison
-	$(GO) test -timeout 60m -count=1 -v ./vmtest/...
+	$(GO) test -timeout 60m -count=1 -p 1 -parallel 2 -v ./vmtest/...
 
 bench: tools binaries images ## measure speed and size; raw data in build/bench/
 	@$(GO) run ./vmtest/warmlab bench --arch $(ARCH) --out build/bench

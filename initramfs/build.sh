@@ -44,7 +44,7 @@ fi
 GOARCH=$arch GOOS=linux CGO_ENABLED=0 GOFLAGS=-buildvcs=false go tool u-root \
 	-format=cpio -build=bb -base=/dev/null -defaultsh= \
 	${modules:+-files "$staged/lib:lib"} -initcmd=init -uinitcmd=warminit -o "$cpio" \
-	-go-extra-args="-ldflags=-s -w -X=github.com/warmcore/warmcore/cmds/warminit.version=$version" \
+	-go-extra-args="-ldflags=-s -w -X=github.com/warmcore/warmcore/pkg/payload.Version=$version" \
 	github.com/u-root/u-root/cmds/core/init ./cmds/warminit
 
 case $compress in

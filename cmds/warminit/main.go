@@ -19,9 +19,6 @@ import (
 	"github.com/warmcore/warmcore/pkg/payload"
 )
 
-// version is set at build time.
-var version = "development"
-
 // moduleDir has the modules of a payload with a distribution's kernel.
 const moduleDir = "/lib/modules/warmcore"
 
@@ -68,13 +65,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	p := payload.New(&payload.Linux{Log: log}, log, logger.Text, opts, version)
+	p := payload.New(&payload.Linux{Log: log}, log, logger.Text, opts, payload.Version)
 	if *dry {
 		p.Plan()
 		p.Describe(stdout)
 		return 0
 	}
-	log.Info("payload", "version", version)
+	log.Info("payload", "version", payload.Version)
 	if n, err := kmod.LoadAll(moduleDir); err != nil || n > 0 {
 		log.Info("modules", "loaded", n, "error", err)
 	}

@@ -45,6 +45,9 @@ type File struct {
 	at   io.ReaderAt
 }
 
+// NewFile returns a file that is read from at; path is its name in messages.
+func NewFile(path string, at io.ReaderAt) File { return File{Path: path, at: at} }
+
 // Exists says whether the entry names such a file at all.
 func (f File) Exists() bool { return f.at != nil }
 
@@ -54,15 +57,18 @@ func (f File) ReadAt(p []byte, off int64) (int, error) { return f.at.ReadAt(p, o
 // Size finds the size in bytes by asking for the last byte that can be read:
 // what the boot parsers return has no other way to tell. It is capped.
 func (f File) Size(most int64) (int64, error) {
-	var b [1]byte
-	_, err := f.at.ReadAt(b[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return 0, fmt.Errorf("read %s: %w", f.Path, err)
-	}
+	var unreadable error // a bad sector is not the end
 	n := sort.Search(int(most)+1, func(off int) bool {
-		n, _ := f.at.ReadAt(b[:], int64(off))
+		var b [1]byte
+		n, err := f.at.ReadAt(b[:], int64(off))
+		if n == 0 && !errors.Is(err, io.EOF) {
+			unreadable = cmp.Or(err, io.ErrNoProgress)
+		}
 		return n == 0
 	})
+	if unreadable != nil {
+		return 0, fmt.Errorf("read %s: %w", f.Path, unreadable)
+	}
 	if int64(n) > most {
 		return 0, fmt.Errorf("read %s: larger than %d bytes", f.Path, most)
 	}
@@ -197,8 +203,11 @@ func entry(image boot.OSImage, root string) (Entry, bool) {
 
 func file(at io.ReaderAt, root string) File {
 	name := "file"
-	if s, ok := at.(fmt.Stringer); ok {
-		name = strings.TrimPrefix(s.String(), "file://")
+	switch f := at.(type) {
+	case fmt.Stringer: // of GRUB's parser: a URL
+		name = strings.TrimPrefix(f.String(), "file://")
+	case interface{ Name() string }: // of BootLoaderSpec's: an open file
+		name = f.Name()
 	}
 	return File{Path: cmp.Or(strings.TrimPrefix(name, root), name), at: at}
 }

@@ -3,7 +3,6 @@ package payload
 import (
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/normalboot"
@@ -59,7 +58,7 @@ func readKernel(f normalboot.File) (*segments.BzImage, error) {
 		return nil, err
 	}
 	b := make([]byte, n)
-	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+	if n, err := f.ReadAt(b, 0); n < len(b) {
 		return nil, fmt.Errorf("read %s: %w", f.Path, err)
 	}
 	kernel, err := segments.ParseBzImage(b)
@@ -134,44 +133,76 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
 	l.Cmdline = e.Cmdline
 	l.Map = p.firmware.Normalize()
-	own, err := p.sys.OwnRAM()
+	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.Set{plan.Low, p.opts.Handoff})
+	entry, load, err := p.placeUnplanned(e, l)
 	if err != nil {
-		return err
-	}
-	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.Set{plan.Low})
-	if p.mem != nil {
-		l.Allowed = l.Allowed.Minus(own)
-	}
-	img, err := segments.AMD64(l)
-	if err != nil {
-		return err
-	}
-	load := []phys.Segment{img.Trampoline}
-	if p.mem == nil {
-		// kexec_load takes no more than half of the payload's memory: enough
-		// for most kernels, and all that is left.
-		for i := range img.Segments {
-			s := img.Segments[i]
-			s.Range.End = s.Range.Start + (uint64(len(s.Data))+phys.PageSize-1)&^(phys.PageSize-1)
-			load = append(load, s)
+		p.log.Warn("place the kernel", "error", err, "so", "all of it to kexec_load")
+		if entry, load, err = loadWhole(e, l); err != nil {
+			return err
 		}
-		if l.InitrdSize > 0 {
-			data := make([]byte, l.InitrdSize)
-			if _, err := e.Initrd.ReadAt(data, 0); err != nil && !errors.Is(err, io.EOF) {
-				return fmt.Errorf("read %s: %w", e.Initrd.Path, err)
-			}
-			end, _ := phys.AlignUp(img.Initrd.End, phys.PageSize)
-			load = append(load, phys.Segment{Name: "initrd", Range: phys.Range{Start: img.Initrd.Start, End: end}, Data: data})
-		}
-	} else if err := p.place(img, e.Initrd); err != nil {
-		return err
 	}
-	if err := p.sys.Load(img.Trampoline.Range.Start, load); err != nil {
+	if err := p.sys.Load(entry, load); err != nil {
 		return err
 	}
 	p.log.Info("normal kernel", "boot", "without dumps", "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
 	p.storeLog()
 	return p.sys.Reboot()
+}
+
+// placeUnplanned writes the kernel to its place, outside the payload's memory.
+func (p *Payload) placeUnplanned(e normalboot.Entry, l segments.Linux) (entry uint64, load []phys.Segment, err error) {
+	if p.mem == nil {
+		return 0, nil, errors.New("physical memory is not open")
+	}
+	own, err := p.sys.OwnRAM()
+	if err != nil {
+		return 0, nil, err
+	}
+	l.Allowed = l.Allowed.Minus(own)
+	img, err := segments.AMD64(l)
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := p.forget(own); err != nil {
+		return 0, nil, err
+	}
+	if err := p.place(img, e.Initrd); err != nil {
+		return 0, nil, err
+	}
+	return img.Trampoline.Range.Start, []phys.Segment{img.Trampoline}, nil
+}
+
+// forget drops the registration: after a boot without a plan, memory is no
+// dump, and a later reset must not take it for one.
+func (p *Payload) forget(own phys.Set) error {
+	h := p.opts.Handoff
+	if !p.firmware.Set(memmap.RAM).Minus(own).Contains(h) || h.Size() < registration.CopiesSize {
+		return nil
+	}
+	return p.mem.Zero(phys.Range{Start: h.Start, End: h.Start + registration.CopiesSize})
+}
+
+// loadWhole gives everything to kexec_load, which takes no more than half of
+// the payload's memory: enough for most kernels.
+func loadWhole(e normalboot.Entry, l segments.Linux) (entry uint64, load []phys.Segment, err error) {
+	img, err := segments.AMD64(l)
+	if err != nil {
+		return 0, nil, err
+	}
+	load = []phys.Segment{img.Trampoline}
+	for _, s := range img.Segments {
+		s.Range.End = s.Range.Start + (uint64(len(s.Data))+phys.PageSize-1)&^(phys.PageSize-1)
+		load = append(load, s)
+	}
+	if l.InitrdSize > 0 {
+		data := make([]byte, l.InitrdSize)
+		if n, err := e.Initrd.ReadAt(data, 0); n < len(data) {
+			return 0, nil, fmt.Errorf("read %s: %w", e.Initrd.Path, err)
+		}
+		end, _ := phys.AlignUp(img.Initrd.End, phys.PageSize)
+		load = append(load, phys.Segment{Name: "initrd", Range: phys.Range{Start: img.Initrd.Start, End: end}, Data: data})
+	}
+	return img.Trampoline.Range.Start, load, nil
 }
 
 // place writes the kernel, its tables and the initrd to their places. That

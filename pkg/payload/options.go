@@ -9,6 +9,10 @@ import (
 	"github.com/warmcore/warmcore/pkg/plan"
 )
 
+// Version is set by initramfs/build.sh. It is not in package main, because
+// u-root's builder renames that package and the linker would not find it.
+var Version = "development"
+
 // Options are the warmcore.* parameters of the payload kernel's command line.
 type Options struct {
 	Window     phys.Set   // warmcore.window=SIZE@ADDR[,...]; default: the payload kernel's RAM

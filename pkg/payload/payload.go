@@ -91,7 +91,8 @@ func New(sys System, log *slog.Logger, logText func() []byte, opts Options, vers
 func (p *Payload) Plan() {
 	var err error
 	if p.firmware, err = p.sys.FirmwareMap(); err != nil {
-		p.log.Error("firmware's memory map", "error", err, "so", "boot with what the kernel passes on, no dumps")
+		p.log.Error("firmware's memory map", "error", err, "so", "boot with the payload's own memory, no dumps")
+		p.firmware = p.ownMap()
 		return
 	}
 	if p.mem, err = p.sys.OpenMemory(); err != nil {
@@ -111,14 +112,30 @@ func (p *Payload) Plan() {
 	p.decide()
 }
 
+// ownMap is what is left to boot with where firmware's map can't be read.
+func (p *Payload) ownMap() (m memmap.Map) {
+	own, err := p.sys.OwnRAM()
+	if err != nil {
+		p.log.Error("the payload's own memory", "error", err, "so", "nothing can be booted")
+	}
+	for _, r := range own {
+		m.Entries = append(m.Entries, memmap.Entry{Range: r, Kind: memmap.RAM})
+	}
+	return m
+}
+
 func (p *Payload) makePlan() (*plan.Plan, error) {
+	own, err := p.sys.OwnRAM()
+	if err != nil {
+		return nil, err
+	}
+	own = own.Minus(phys.Set{plan.Low})
 	window := p.opts.Window
 	if len(window) == 0 {
-		own, err := p.sys.OwnRAM()
-		if err != nil {
-			return nil, err
-		}
-		window = own.Minus(phys.Set{plan.Low})
+		window = own
+	}
+	if out := own.Minus(window); len(out) > 0 {
+		return nil, fmt.Errorf("no plan: the payload kernel's own memory %v is outside the window %v; confine it with memmap=", out, window)
 	}
 	in := plan.Input{
 		Firmware:    p.firmware,
@@ -194,8 +211,8 @@ const (
 	scanPatience = 30
 )
 
-// Run does everything. It returns only if the machine could not be booted
-// and reboots can't help; on a machine it then runs again.
+// Run does everything. On a machine it does not return: without a normal
+// kernel that starts it looks at the disks again.
 func (p *Payload) Run() error {
 	p.Plan()
 	if p.plan != nil && p.decision.Kind == plan.Capture {

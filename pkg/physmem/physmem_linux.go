@@ -80,16 +80,20 @@ func (m *Memory) ReadPhys(p []byte, addr uint64) error {
 	return m.each(p, addr, func(part, mem []byte) { copy(part, mem) })
 }
 
-// WritePhys copies p to memory at addr.
+// WritePhys copies p to memory at addr, through the caches: it is still there
+// after a reset. Copy is faster and does not promise that.
 func (m *Memory) WritePhys(p []byte, addr uint64) error {
-	return m.each(p, addr, func(part, mem []byte) { copy(mem, part) })
+	return m.each(p, addr, func(part, mem []byte) {
+		copy(mem, part)
+		flush(mem)
+	})
 }
 
 // Zero clears r.
 func (m *Memory) Zero(r phys.Range) error {
 	for r.Size() > 0 {
 		part := phys.Range{Start: r.Start, End: min(r.End, r.Start+MapWindow)}
-		if err := m.touch(part, func(mem []byte) { clear(mem) }); err != nil {
+		if err := m.touch(part, func(mem []byte) { clear(mem); flush(mem) }); err != nil {
 			return fmt.Errorf("clear %v: %w", part, err)
 		}
 		r.Start = part.End

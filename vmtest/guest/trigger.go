@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,13 @@ func sysrq(key string) error {
 }
 
 func shutDown(how int) error {
+	if !process1 {
+		verb := map[int]string{unix.LINUX_REBOOT_CMD_RESTART: "reboot", unix.LINUX_REBOOT_CMD_POWER_OFF: "poweroff"}[how]
+		if out, err := exec.Command("systemctl", "--no-block", verb).CombinedOutput(); err != nil {
+			return fmt.Errorf("systemctl %s: %w: %s", verb, err, out)
+		}
+		return nil
+	}
 	if err := unmountDisk(); err != nil {
 		return err
 	}

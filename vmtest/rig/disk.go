@@ -106,6 +106,12 @@ func (d Disk) Build(ctx context.Context, path string) (err error) {
 	if size == 0 {
 		size = int64(2*total + 512*phys.MiB)
 	}
+	return makeImage(ctx, path, size, stage)
+}
+
+// makeImage writes an image of size bytes, sparse, whose partition has the
+// files in stage.
+func makeImage(ctx context.Context, path string, size int64, stage string) error {
 	size = size &^ (1<<20 - 1)
 	f, err := os.Create(path)
 	if err != nil {

@@ -46,6 +46,7 @@ var Stories = []Story{
 	{"broken", "the first boot entry's kernel is missing: the next one boots", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).broken},
 	{"full", "the disk is full while saving: nothing is lost", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).diskFull},
 	{"lockdown", "kernel lockdown: arm refuses and says why", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).lockdown},
+	{"debian", "Debian 12 with systemd and kdump-tools: the units do it all", Options{Memory: 2 * gib, CPUs: 2}, (*Lab).debian},
 }
 
 // Find returns the story called name.

@@ -20,6 +20,7 @@ func TestStories(t *testing.T) {
 	}
 	for _, s := range Stories {
 		t.Run(s.Name, func(t *testing.T) {
+			t.Parallel() // make vmtest bounds how many
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 			defer cancel()
 			out := filepath.Join(root, "build", "vmtest", s.Name)

@@ -61,8 +61,8 @@ type Trigger struct {
 const (
 	SysrqC   = "sysrq-c"  // a null pointer written to by the kernel: panic
 	SysrqB   = "sysrq-b"  // reset at once, nothing synced
-	Reboot   = "reboot"   // disk unmounted, then reboot(2)
-	PowerOff = "poweroff" // disk unmounted, then reboot(2)
+	Reboot   = "reboot"   // disk unmounted, then reboot(2); systemctl where the guest is a service
+	PowerOff = "poweroff" // the same
 	ExitInit = "exit"     // process 1 ends: panic
 	Watchdog = "watchdog" // /dev/watchdog opened and left alone
 )

@@ -8,11 +8,14 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/kmod"
@@ -43,17 +46,33 @@ was reset while armed. Parameters are read from the kernel's command line:
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
+// exitRefused is for a machine that is not in its payload.
+const exitRefused = 3
+
 func run(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("warminit", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	dry := flags.Bool("n", false, "")
 	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
-		if err == flag.ErrHelp {
+		if errors.Is(err, flag.ErrHelp) {
 			fmt.Fprint(stdout, usage)
 			return 0
 		}
 		fmt.Fprint(stderr, usage)
 		return 2
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if !*dry && (err != nil || !inInitramfs(string(mounts))) {
+		fmt.Fprintln(stderr, "warminit: this is no payload: its root is not an initramfs. Starting the normal kernel from here would end this system; warminit -n prints what would be done")
+		return exitRefused
+	}
+	console := os.Stderr
+	if !*dry {
+		// What init gives as standard error may be a pipe, of which the end
+		// would be lost at the jump into the next kernel.
+		if f, err := os.OpenFile("/dev/console", os.O_WRONLY|syscall.O_NOCTTY, 0); err == nil {
+			console, stderr = f, f
+		}
 	}
 	logger := payload.NewLogger(stderr, uptime)
 	log := slog.New(logger)
@@ -65,7 +84,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	p := payload.New(&payload.Linux{Log: log}, log, logger.Text, opts, payload.Version)
+	p := payload.New(&payload.Linux{Log: log, Console: console}, log, logger.Text, opts, payload.Version)
 	if *dry {
 		p.Plan()
 		p.Describe(stdout)
@@ -79,6 +98,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 		log.Error("payload", "error", err)
 	}
 	return 1
+}
+
+// inInitramfs says whether the root file system is the kernel's initial one,
+// from the text of /proc/self/mounts. The last mount on / is the one that
+// shows.
+func inInitramfs(mounts string) (yes bool) {
+	for line := range strings.Lines(mounts) {
+		if f := strings.Fields(line); len(f) > 2 && f[1] == "/" {
+			yes = f[2] == "rootfs"
+		}
+	}
+	return yes
 }
 
 // uptime is the time since the kernel started.

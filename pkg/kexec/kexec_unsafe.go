@@ -11,6 +11,7 @@ package kexec
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"unsafe"
 
@@ -83,28 +84,28 @@ func load(entry, n uintptr, list unsafe.Pointer, flags uintptr) error {
 // Reboot starts the loaded image. It returns only if that failed. File
 // systems must be unmounted, or synced, by the caller.
 func Reboot() error {
-	drainConsole()
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_KEXEC); err != nil {
 		return fmt.Errorf("reboot into the loaded kernel: %w", err)
 	}
 	return errors.New("reboot into the loaded kernel: returned")
 }
 
-// drainTries bounds drainConsole: a console whose receiver stopped it must not
-// keep the machine from booting.
+// drainTries bounds Drain: a console whose receiver stopped it must not keep
+// the machine from booting.
 const drainTries = 100
 
-// drainConsole waits until standard error, a serial console as a rule, has sent
-// all. What was printed last is wanted most, and the jump cuts it off. The wait
-// ends early, without an error, at any signal (tty_wait_until_sent in
+// Drain waits until the terminal has sent all that was written to it. What was
+// printed last is wanted most, and the jump cuts it off. The wait ends early,
+// without an error, at any signal (tty_wait_until_sent in
 // drivers/tty/tty_ioctl.c, v6.12), and Go's scheduler sends itself many, so the
 // queue is looked at.
-func drainConsole() {
+func Drain(terminal *os.File) {
+	fd := int(terminal.Fd())
 	for range drainTries {
-		if err := unix.IoctlSetInt(unix.Stderr, unix.TCSBRK, 1); err != nil && err != unix.EINTR {
+		if err := unix.IoctlSetInt(fd, unix.TCSBRK, 1); err != nil && err != unix.EINTR {
 			return // no terminal
 		}
-		if n, err := unix.IoctlGetInt(unix.Stderr, unix.TIOCOUTQ); err != nil || n == 0 {
+		if n, err := unix.IoctlGetInt(fd, unix.TIOCOUTQ); err != nil || n == 0 {
 			return
 		}
 	}

@@ -81,8 +81,10 @@ func TestLadder(t *testing.T) {
 			m.mem.BeforeWrite = func(physmemtest.Access) error { return errBroken }
 		}, entryCmdline, all, true,
 			[]string{"plain boot", "error: boot with the memory plan, title: Debian, error: registration: write", "-> boot with the firmware's map, no dumps", "-> all of it to kexec_load"}},
-		{"the plan is refused", func(m *machine) { m.cmdline = "warmcore.window=64M@384M warmcore.handoff=2M@2G" }, entryCmdline, all, false,
+		{"the plan is refused", func(m *machine) { m.cmdline = "warmcore.handoff=2M@2G" }, entryCmdline, all, false,
 			[]string{"error: memory plan, error: no plan: the handoff area is not RAM in the firmware's map", "-> boot with the firmware's map, no dumps", "boot: without dumps"}},
+		{"the payload has more than the window", func(m *machine) { m.cmdline = "warmcore.window=64M@384M" }, entryCmdline, all, false,
+			[]string{"error: memory plan, error: no plan: the payload kernel's own memory 1c000000-1fffffff is outside the window 18000000-1bffffff"}},
 		{"the window is not known", func(m *machine) { m.ownErr = errBroken }, entryCmdline, all, true,
 			[]string{"error: memory plan, error: broken for this test", "all of it to kexec_load"}},
 		{"the payload owns all memory", func(m *machine) { m.own = all }, entryCmdline, all, true,

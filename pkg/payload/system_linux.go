@@ -23,7 +23,8 @@ import (
 
 // Linux is the running payload kernel as a System.
 type Linux struct {
-	Log *slog.Logger
+	Log     *slog.Logger
+	Console *os.File // where Log is printed
 }
 
 // mountDir is where disks are mounted, in the payload's own memory.
@@ -132,7 +133,10 @@ func (l *Linux) Scan() (*normalboot.Disks, error) { return normalboot.Scan(mount
 func (*Linux) Load(entry uint64, s []phys.Segment) error { return kexec.Load(entry, s, 0) }
 
 // Reboot starts it.
-func (*Linux) Reboot() error { return kexec.Reboot() }
+func (l *Linux) Reboot() error {
+	kexec.Drain(l.Console)
+	return kexec.Reboot()
+}
 
 // Wait sleeps.
 func (*Linux) Wait(d time.Duration) { time.Sleep(d) }

@@ -57,7 +57,7 @@ type Lab struct {
 	size      int64             // of the disk, in bytes
 	breakDisk func(*rig.Disk)
 	makeDisk  func() error // in place of the usual disk
-	append    string // payload parameters beside the usual ones
+	append    string       // payload parameters beside the usual ones
 	booted    time.Duration
 }
 

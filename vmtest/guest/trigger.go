@@ -59,9 +59,6 @@ func shutDown(how int) error {
 	return nil
 }
 
-// watchdogFile stays open: closing it would be a sign of life.
-var watchdogFile *os.File
-
 func startWatchdog(t wire.Trigger) error {
 	if err := modprobe("i6300esb"); err != nil {
 		return err
@@ -70,12 +67,13 @@ func startWatchdog(t wire.Trigger) error {
 	if seconds == 0 {
 		seconds = 2
 	}
-	f, err := os.OpenFile("/dev/watchdog", os.O_WRONLY, 0)
+	// Never closed, and so no *os.File that could be collected: closing it
+	// would be a sign of life.
+	fd, err := unix.Open("/dev/watchdog", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return fmt.Errorf("open /dev/watchdog: %w", err)
 	}
-	watchdogFile = f
-	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, seconds); err != nil {
+	if err := unix.IoctlSetPointerInt(fd, unix.WDIOC_SETTIMEOUT, seconds); err != nil {
 		return fmt.Errorf("set the watchdog to %d s: %w", seconds, err)
 	}
 	return nil

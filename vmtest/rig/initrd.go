@@ -112,7 +112,7 @@ func closure(dep, builtin string, names []string) ([]string, error) {
 	for line := range strings.Lines(dep) {
 		file, others, ok := strings.Cut(strings.TrimSpace(line), ":")
 		if !ok {
-			return nil, fmt.Errorf("modules.dep line %q: want FILE: FILE...", line)
+			return nil, fmt.Errorf("modules.dep line %q: want a file, a colon, and files", line)
 		}
 		needs[moduleName(file)] = append([]string{file}, strings.Fields(others)...)
 	}

@@ -150,7 +150,7 @@ quiet gcc -o "$obj/gen_init_cpio" "$src/usr/gen_init_cpio.c"
 } >"$obj/initramfs.cpio"
 
 if [ -f "$obj/vmlinux" ]; then say "building what has changed, and linking"; else
-	say "compiling, the first time: about 20 CPU minutes"
+	say "compiling everything, once: about 11 CPU minutes"
 fi
 (while sleep 30 9>&- >/dev/null 2>&1; do say "  files compiled so far: $(grep -cE '^ +(CC|AS) ' "$log" || true)"; done) &
 ticker=$!

@@ -77,12 +77,12 @@ func (s *System) Status() (Status, error) {
 		st.Boot, st.Mode = "capture", "vmcore"
 	}
 	x, err := s.open(false)
-	switch err := err.(type) {
-	case nil:
-	case *Refusal:
-		st.Why = err.What
+	var refusal *Refusal
+	switch {
+	case errors.As(err, &refusal):
+		st.Why = refusal.What
 		return st, nil
-	default:
+	case err != nil:
 		return Status{}, err
 	}
 	defer x.close()

@@ -368,6 +368,18 @@ func TestCaptureEntries(t *testing.T) {
 	}
 }
 
+// TestCaptureStaysInBootMemory has a kernel that would rather run elsewhere.
+func TestCaptureStaysInBootMemory(t *testing.T) {
+	c := newCrash(t)
+	k := segmentstest.Debian(1)
+	k.PrefAddress = c.p.Preserved[0].Start
+	c.entries[0].Kernel = normalboot.NewFile("/boot/vmlinuz", bytes.NewReader(k.Image()))
+	r := c.run()
+	wantKernel(t, r, 1, "elfcorehdr=")
+	c.wantDump()
+	wantLog(t, r.log, "kernel placed, at: 20200000-231fffff")
+}
+
 // TestNotesLeftOut dumps without what the registration has wrong.
 func TestNotesLeftOut(t *testing.T) {
 	tests := []struct {

@@ -19,6 +19,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/physmem/physmemtest"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/pkg/registration/registrationtest"
+	"github.com/warmcore/warmcore/pkg/segments/segmentstest"
 )
 
 const planned = entryCmdline + " crashkernel=1M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,device_dax warmcore.handoff=0x20000000,0x200000"
@@ -98,6 +99,12 @@ func TestLadder(t *testing.T) {
 		{"the kernel does not take the longer command line", func(m *machine) {
 			m.entries[0].Cmdline = entryCmdline + " " + strings.Repeat("x", 2000)
 		}, entryCmdline, all, false, []string{"error: boot with the memory plan", "the kernel takes 2047 -> boot with the firmware's map, no dumps"}},
+		{"the kernel wants to run where the log lies", func(m *machine) {
+			k := segmentstest.Debian(1)
+			k.Alignment, k.PrefAddress = uint32(phys.PageSize), DefaultHandoff.Start+registration.LogOff
+			m.entries[0].Kernel = normalboot.NewFile("/boot/vmlinuz", bytes.NewReader(k.Image()))
+			m.entries[0].Cmdline = entryCmdline + " " + strings.Repeat("x", 2000)
+		}, entryCmdline, all, false, []string{"error: boot with the memory plan", "boot: without dumps"}},
 		{"the handoff area is unreadable", func(m *machine) { m.mem.Bad = phys.Set{span(512*mib, 512*mib+0x1000)} }, entryCmdline, all, true,
 			[]string{"warn: plain boot, why: no registration: read 20000000-201fffff: memory fault", "boot with the memory plan", "all of it to kexec_load"}},
 	}

@@ -174,7 +174,6 @@ type result struct {
 	payload *Payload
 	log     string
 	started bool // a kernel
-	title   string
 	cmdline string
 	ram     phys.Set // of the started kernel
 	soft    phys.Set

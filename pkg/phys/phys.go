@@ -216,8 +216,8 @@ func (c Copy) String() string {
 	return fmt.Sprintf("%v to %v", c.SrcRange(), c.DstRange())
 }
 
-// Segment is data to be placed at Range.Start; the bytes of Range behind
-// Data are zeroed.
+// Segment is data to be placed at Range.Start. The rest of Range is taken,
+// whatever it holds.
 type Segment struct {
 	Name  string // what it is, for messages
 	Range Range

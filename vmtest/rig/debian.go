@@ -19,13 +19,16 @@ var debianPackages = []string{
 	"kdump-tools", "kexec-tools", "makedumpfile",
 }
 
-// debianScript builds a root file system in $1, from the archive $2 and the
-// kernel package $3. It runs in a mount namespace, so that nothing stays
-// mounted below $1 however it ends. kdump-tools' hook is held back: it looks
-// for the modules of the running machine (MODULES=dep), which this is not.
+// debianScript builds a root file system in $1, from the archive $2, with the
+// kernel package $3 and the kernel parameters $4. It runs in a mount
+// namespace, so that nothing stays mounted below $1 however it ends.
+//
+// kdump-tools' hook is held back: it looks for the modules of the running
+// machine (MODULES=dep), which this is not. And grub-mkconfig is told about a
+// disk that there isn't yet, by other answers of grub-probe.
 const debianScript = `
 root=$1 hook=$1/etc/kernel/postinst.d/kdump-tools
-debootstrap --variant=minbase --include=` + "%s" + ` ` + debianSuite + ` "$root" "$2"
+debootstrap --variant=minbase --include="$5" ` + debianSuite + ` "$root" "$2"
 chmod a-x "$hook"
 cp "$3" "$root/kernel.deb"
 mount -t proc proc "$root/proc"
@@ -35,6 +38,35 @@ rm "$root/kernel.deb" "$root"/var/cache/apt/archives/*.deb
 : >"$root/etc/machine-id"
 echo debian >"$root/etc/hostname"
 echo "UUID=` + FilesystemUUID + ` / ext4 errors=remount-ro 0 1" >"$root/etc/fstab"
+cat >"$root/etc/default/grub" <<EOF
+GRUB_DEFAULT=0
+GRUB_TIMEOUT=5
+GRUB_DISTRIBUTOR=Debian
+GRUB_CMDLINE_LINUX_DEFAULT="$4"
+GRUB_CMDLINE_LINUX=""
+EOF
+mount -t tmpfs tmpfs "$root/tmp"
+cat >"$root/tmp/grub-probe" <<'EOF'
+#!/bin/sh
+case "$*" in
+*--target=device*) echo /dev/vda1 ;;
+*--target=fs_uuid*) echo ` + FilesystemUUID + ` ;;
+*--target=partuuid*) echo ` + PartitionUUID + ` ;;
+*--target=fs*) echo ext2 ;;
+*--target=partmap*) echo gpt ;;
+*--target=drive*) echo "(hd0,gpt1)" ;;
+*--target=abstraction*|*--target=hints_string*) ;;
+*--target=compatibility_hint*) echo hd0,gpt1 ;;
+*) exit 1 ;;
+esac
+EOF
+chmod a+x "$root/tmp/grub-probe"
+mount --bind "$root/tmp/grub-probe" "$root/usr/sbin/grub-probe"
+mount -t tmpfs tmpfs "$root/dev"
+mknod -m 666 "$root/dev/null" c 1 3
+mkdir -p "$root/dev/disk/by-uuid" "$root/boot/grub"
+: >"$root/dev/disk/by-uuid/` + FilesystemUUID + `"
+chroot "$root" grub-mkconfig -o ` + GRUBConfigPath + `
 `
 
 // Debian is a root file system of Debian 12 with systemd, kdump-tools and a
@@ -45,8 +77,9 @@ type Debian struct {
 }
 
 // OpenDebian builds the root file system with debootstrap into cache, once
-// for each point release of Debian and each kernel package. It needs root.
-func OpenDebian(ctx context.Context, cache string, k NormalKernel) (Debian, error) {
+// for each point release of Debian, kernel package and params, the kernel
+// parameters that its grub.cfg gets. It needs root.
+func OpenDebian(ctx context.Context, cache string, k NormalKernel, params string) (Debian, error) {
 	// The version of base-files is that of the point release.
 	out, err := output(ctx, "apt-get", "-qq", "--print-uris", "download", "base-files")
 	if err != nil {
@@ -63,11 +96,11 @@ func OpenDebian(ctx context.Context, cache string, k NormalKernel) (Debian, erro
 	if err != nil {
 		return Debian{}, err
 	}
-	script := fmt.Sprintf(debianScript, strings.Join(debianPackages, ","))
-	key := shortHash(strings.Join([]string{script, base[0].name, debKey(k.Deb)}, "\n"))
+	packages := strings.Join(debianPackages, ",")
+	key := shortHash(strings.Join([]string{debianScript, packages, params, base[0].name, debKey(k.Deb)}, "\n"))
 	root, err := cached(cache, "debian", key, func(dir string) error {
 		_, err := output(ctx, "unshare", "--mount", "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C",
-			"sh", "-ec", script, "sh", dir, site, k.Deb)
+			"sh", "-ec", debianScript, "sh", dir, site, k.Deb, params, packages)
 		return err
 	})
 	if err != nil {
@@ -90,11 +123,10 @@ func archiveSite(ctx context.Context) (string, error) {
 }
 
 // Build writes a disk image of size bytes to path, as Disk.Build does, with
-// the whole of Debian on it. params are kernel parameters for grub.cfg, and
-// for the next one that grub-mkconfig writes. install may put more into the
-// root file system that it is given; it must replace files and never write
-// into one, since they are hard links.
-func (d Debian) Build(ctx context.Context, path string, size int64, params string, install func(root string) error) (err error) {
+// the whole of Debian on it. install may put more into the root file system
+// that it is given; it must replace files, as Put does, and never write into
+// one, since they are hard links.
+func (d Debian) Build(ctx context.Context, path string, size int64, install func(root string) error) (err error) {
 	stage, err := os.MkdirTemp(filepath.Dir(d.Root), ".stage") // on the same file system, for links
 	if err != nil {
 		return err
@@ -102,18 +134,6 @@ func (d Debian) Build(ctx context.Context, path string, size int64, params strin
 	defer func() { err = errors.Join(err, os.RemoveAll(stage)) }()
 	if _, err := output(ctx, "cp", "-a", "--link", d.Root+"/.", stage); err != nil {
 		return err
-	}
-	grub, err := GRUBConfig(d.Release, params)
-	if err != nil {
-		return err
-	}
-	for name, data := range map[string]string{
-		GRUBConfigPath:      string(grub),
-		"/etc/default/grub": fmt.Sprintf("GRUB_DEFAULT=0\nGRUB_TIMEOUT=5\nGRUB_DISTRIBUTOR=Debian\nGRUB_CMDLINE_LINUX_DEFAULT=%q\nGRUB_CMDLINE_LINUX=\"\"\n", params),
-	} {
-		if err := Put(stage, name, []byte(data), 0o644); err != nil {
-			return err
-		}
 	}
 	if err := install(stage); err != nil {
 		return fmt.Errorf("build disk %s: %w", path, err)

@@ -129,7 +129,7 @@ func TestFailure(t *testing.T) {
 			t.Errorf("message has no %q:\n%v", want, err)
 		}
 	}
-	if again := m.fail("outer", err); again != err {
+	if again := m.fail("outer", err); !errors.Is(again, err) {
 		t.Errorf("fail of a Failure: %v, want the same", again)
 	}
 }

@@ -49,12 +49,12 @@ WantedBy=sysinit.target
 // README.md says.
 func (l *Lab) debianDisk() error {
 	start := time.Now()
-	debian, err := rig.OpenDebian(l.ctx, l.files.cache, l.files.kernel)
+	debian, err := rig.OpenDebian(l.ctx, l.files.cache, l.files.kernel, l.cmdline())
 	if err != nil {
 		return err
 	}
 	l.say("Debian's root file system, from debootstrap or the cache: %.0f s", time.Since(start).Seconds())
-	return debian.Build(l.ctx, l.disk.Path, l.size, l.cmdline(), func(root string) error {
+	return debian.Build(l.ctx, l.disk.Path, l.size, func(root string) error {
 		for to, from := range map[string]string{"/usr/sbin/warmcore": l.files.warmcore, "/usr/local/sbin/guest": l.files.guest} {
 			b, err := os.ReadFile(from)
 			if err != nil {
@@ -101,6 +101,10 @@ func (l *Lab) debian() error {
 	if err := l.want(wire.Plain); err != nil {
 		return err
 	}
+	// grub-mkconfig has put kdump-tools' crashkernel= there: the payload has its own.
+	if err := l.wantLog("parameters left out, parameters: [crashkernel=384M-:128M]"); err != nil {
+		return err
+	}
 	plain, err := l.bootDone(map[string]string{
 		"warmcore-arm.service": "active", "warmcore-lend.service": "active", "warmcore-save.service": "condition", "kdump-tools.service": "condition"})
 	if err != nil {
@@ -108,18 +112,6 @@ func (l *Lab) debian() error {
 	}
 	l.Report.Memory = &Memory{InstalledKiB: l.Memory / phys.KiB, PlainKiB: plain}
 	if err := errors.Join(l.armedEarly(), l.writePlan()); err != nil {
-		return err
-	}
-	// The capture boot starts from what Debian's own programs write, with
-	// the crashkernel= that kdump-tools puts there.
-	if _, err := l.run("grub-mkconfig", "-o", rig.GRUBConfigPath); err != nil {
-		return err
-	}
-	cfg, err := l.Guest.ReadFile(l.ctx, rig.GRUBConfigPath)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(l.Out, "grub.cfg"), cfg, 0o644); err != nil {
 		return err
 	}
 	// More than what can be lent, so that some of it is in the dump.
@@ -172,10 +164,6 @@ func (l *Lab) savedByUnits(plain uint64) (saved, error) {
 		return saved{}, err
 	}
 	l.Report.Memory.CaptureKiB = l.Guest.MemTotalKiB
-	// kdump-tools' crashkernel=, which grub-mkconfig read: the payload has its own.
-	if err := l.wantLog("parameters left out, parameters: [crashkernel=384M-:128M]"); err != nil {
-		return saved{}, err
-	}
 	released, err := l.bootDone(map[string]string{
 		"warmcore-save.service": "active", "warmcore-arm.service": "active", "warmcore-lend.service": "condition", "kdump-tools.service": "condition"})
 	if err != nil {

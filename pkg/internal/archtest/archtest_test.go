@@ -28,7 +28,12 @@ type pkg struct {
 // path is relative to the module.
 func (p pkg) path() string { return strings.TrimPrefix(p.ImportPath, module) }
 
-func (p pkg) layer() (layer, bool) { return layerOf(p.ImportPath) }
+func (p pkg) layer() (layer, bool) {
+	if len(p.GoFiles)+len(p.IgnoredGoFiles) == 0 {
+		return support, true
+	}
+	return layerOf(p.ImportPath)
+}
 
 func layerOf(importPath string) (layer, bool) {
 	path := strings.TrimPrefix(importPath, module)

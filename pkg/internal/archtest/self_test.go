@@ -37,10 +37,16 @@ func TestImportsFind(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			tt.p.GoFiles = []string{"a.go"}
 			tt.p.Imports = []string{tt.imports}
 			wantProblem(t, checkImports(tt.p), tt.want)
 		})
 	}
+}
+
+func TestPackageOfTests(t *testing.T) {
+	p := pkg{ImportPath: module + "boot/new", TestGoFiles: []string{"a_test.go"}, TestImports: []string{"os"}}
+	wantProblem(t, checkImports(p), "")
 }
 
 func TestPackagesFind(t *testing.T) {

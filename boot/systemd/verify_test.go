@@ -1,0 +1,110 @@
+// Package systemd_test lets systemd itself read the units in this folder.
+//
+// Invariant: systemd-analyze has nothing to say about them in a system where
+// all of them are enabled, with kdump-tools beside them. It must be there: a
+// missing tool fails the test. The story "debian" in vmtest runs them.
+package systemd_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var units = []string{"warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service"}
+
+// kdumpTools is ordered as that of Debian 12's kdump-tools 1.8.1.
+const kdumpTools = `[Unit]
+Description=Kernel crash dump capture service
+DefaultDependencies=no
+After=local-fs.target
+After=networking.service
+Before=basic.target
+
+[Service]
+Type=oneshot
+ExecStart=/usr/sbin/warmcore
+RemainAfterExit=yes
+
+[Install]
+WantedBy=basic.target
+`
+
+func TestVerify(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		old, new string // in each unit
+		want     string // of what systemd-analyze says; "" for nothing at all
+	}{
+		{name: "as they are"},
+		{name: "ordering cycle", old: "After=local-fs.target", new: "After=basic.target", want: "ordering cycle"},
+		{name: "unknown key", old: "ExecStart=/usr/sbin/warmcore arm", new: "ExecArm=/usr/sbin/warmcore arm", want: "Unknown key 'ExecArm'"},
+		{name: "missing program", old: "/usr/sbin/warmcore save", new: "/usr/sbin/elsewhere save", want: "not executable"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			install(t, root, func(unit string) string { return strings.ReplaceAll(unit, c.old, c.new) })
+			args := append([]string{"--root", root, "--man=no", "verify", "basic.target", "multi-user.target", "kdump-tools.service"}, units...)
+			out, err := exec.Command("systemd-analyze", args...).CombinedOutput()
+			if c.want == "" && (err != nil || len(out) > 0) {
+				t.Errorf("systemd-analyze verify: %v, want no complaint\n%s", err, out)
+			}
+			if !strings.Contains(string(out), c.want) {
+				t.Errorf("systemd-analyze verify: %v, want %q\n%s", err, c.want, out)
+			}
+		})
+	}
+}
+
+// install makes a system in root with this host's own units and ours.
+func install(t *testing.T, root string, change func(string) string) {
+	t.Helper()
+	system := filepath.Join(root, "usr/lib/systemd/system")
+	presets := filepath.Join(root, "usr/lib/systemd/system-preset")
+	dropIn := filepath.Join(root, "etc/systemd/system/kdump-tools.service.d")
+	for _, dir := range []string{filepath.Dir(system), presets, dropIn, filepath.Join(root, "usr/sbin")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, "cp", "-a", "/usr/lib/systemd/system", system)
+	write(t, filepath.Join(root, "usr/sbin/warmcore"), "#!/bin/sh\n", 0o755)
+	write(t, filepath.Join(system, "kdump-tools.service"), kdumpTools, 0o644)
+	for _, name := range units {
+		write(t, filepath.Join(system, name), change(read(t, name)), 0o644)
+	}
+	write(t, filepath.Join(presets, "90-warmcore.preset"), read(t, "90-warmcore.preset"), 0o644)
+	write(t, filepath.Join(dropIn, "10-warmcore.conf"), read(t, "kdump-tools.service.d/10-warmcore.conf"), 0o644)
+	run(t, "systemctl", append([]string{"--root", root, "preset"}, units...)...)
+	run(t, "systemctl", "--root", root, "enable", "kdump-tools.service")
+	for _, link := range []string{"basic.target.wants/warmcore-save.service", "basic.target.wants/warmcore-arm.service", "multi-user.target.wants/warmcore-lend.service"} {
+		if _, err := os.Lstat(filepath.Join(root, "etc/systemd/system", link)); err != nil {
+			t.Errorf("preset left out %v", err)
+		}
+	}
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func write(t *testing.T, name, text string, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+}

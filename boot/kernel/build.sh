@@ -166,7 +166,7 @@ cp "$obj/System.map" "$part/"
 quiet "${cross}objcopy" --strip-all "$obj/vmlinux" "$part/vmlinux"
 printf '%s\n' "$(cat "$obj/include/config/kernel.release")" "$source $version" "$toolchain" >"$part/version"
 
-if [ $arch = amd64 ]; then
+if [ "$arch" = amd64 ]; then
 	readelf -nW "$part/vmlinux" | grep -q '^  *Xen .*0x00000012' || die "$part/vmlinux has lost its PVH note"
 	while read -r _ _ _ start _ size _; do
 		((start >= window[0] && start + size <= window[1])) ||

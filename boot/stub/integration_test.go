@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/warmcore/warmcore/boot/stub/boottest"
+	"github.com/warmcore/warmcore/boot/boottest"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 

@@ -28,7 +28,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/warmcore/warmcore/boot/stub/identmap"
+	"github.com/warmcore/warmcore/boot/identmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 

@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/warmcore/warmcore/boot/stub/boottest"
-	"github.com/warmcore/warmcore/boot/stub/identmap"
+	"github.com/warmcore/warmcore/boot/boottest"
+	"github.com/warmcore/warmcore/boot/identmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 

@@ -64,23 +64,14 @@ func Bench(ctx context.Context, o Options) (f *Figures, err error) {
 	if err := l.start(); err != nil {
 		return nil, err
 	}
-	if _, err := l.run("warmcore", "arm"); err != nil {
+	if err := l.warmcore("arm"); err != nil {
 		return nil, err
 	}
-	if err := l.trigger(l.Trigger); err != nil {
-		return nil, err
-	}
-	truth, err := l.reset()
+	truth, err := l.crashNow(panicOnCPU0, wire.Capture)
 	if err != nil {
 		return nil, err
 	}
 	truth.Close()
-	if err := l.waitGuest(); err != nil {
-		return nil, err
-	}
-	if err := l.want(wire.Capture); err != nil {
-		return nil, err
-	}
 	b, err := l.block()
 	if err != nil {
 		return nil, err

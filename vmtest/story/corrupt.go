@@ -15,7 +15,7 @@ func (l *Lab) corrupt() error {
 	if err := l.start(); err != nil {
 		return err
 	}
-	if _, err := l.run("warmcore", "arm"); err != nil {
+	if err := l.warmcore("arm"); err != nil {
 		return err
 	}
 	armed, err := l.readHandoff()

@@ -132,7 +132,7 @@ func (l *Lab) debian() error {
 	if err := l.Guest.Sync(l.ctx); err != nil {
 		return err
 	}
-	if err := l.trigger(wire.SysrqC); err != nil {
+	if err := l.triggerOn(wire.Trigger{Kind: wire.SysrqC}); err != nil {
 		return err
 	}
 	truth, err := l.reset()
@@ -203,7 +203,7 @@ func (l *Lab) dumps() ([]string, error) {
 // cleanReboot lets systemd reboot: disarmed on the way, a plain boot, and no
 // dump beside the one in dir.
 func (l *Lab) cleanReboot(dir string) error {
-	if err := l.trigger(wire.Reboot); err != nil {
+	if err := l.triggerOn(wire.Trigger{Kind: wire.Reboot}); err != nil {
 		return err
 	}
 	if err := l.Machine.WaitReset(l.ctx); err != nil {

@@ -55,9 +55,9 @@ type Lab struct {
 	more      map[string]string // programs in the guest beside warmcore
 	pad       int64             // of the initrd, in bytes
 	size      int64             // of the disk, in bytes
-	breakDisk func(*rig.Disk)
-	makeDisk  func() error // in place of the usual disk
-	append    string       // payload parameters beside the usual ones
+	diskFiles map[string][]byte // put on the disk, or replaced there
+	makeDisk  func() error      // in place of the usual disk
+	append    string            // payload parameters beside the usual ones
 	booted    time.Duration
 }
 
@@ -180,10 +180,7 @@ func (l *Lab) smallDisk() error {
 	}
 	disk := rig.Disk{
 		Size: l.size, Release: l.files.kernel.Release, Image: l.files.kernel.Image, Initrd: initrd,
-		Params: l.cmdline(),
-	}
-	if l.breakDisk != nil {
-		l.breakDisk(&disk)
+		Params: l.cmdline(), Files: l.diskFiles,
 	}
 	return disk.Build(l.ctx, l.disk.Path)
 }
@@ -300,11 +297,20 @@ func (l *Lab) resetPaused() (*rig.Truth, error) {
 	return truth, l.Machine.Reset(l.ctx)
 }
 
-// trigger ends the guest in the manner of kind, on CPU 0: the stub can flush
-// the caches of all CPUs only from there.
-func (l *Lab) trigger(kind string) error {
-	l.say("trigger: %s", kind)
-	return l.Guest.Trigger(l.ctx, wire.Trigger{Kind: kind})
+// triggerOn ends the guest in the manner of t.
+func (l *Lab) triggerOn(t wire.Trigger) error {
+	l.say("trigger: %s on CPU %d", t.Kind, t.CPU)
+	return l.Guest.Trigger(l.ctx, t)
+}
+
+// warmcore runs verbs of the agent, one after the other.
+func (l *Lab) warmcore(verbs ...string) error {
+	for _, verb := range verbs {
+		if _, err := l.run("warmcore", verb); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // run runs a command in the guest and says what it printed.

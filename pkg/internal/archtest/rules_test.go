@@ -20,7 +20,7 @@ const (
 // test, and those of nothing but tests are support without being listed.
 var layers = map[string]layer{
 	"pkg/phys":           values,
-	"boot/stub/identmap": values,
+	"boot/identmap": values,
 
 	"pkg/registration": formats,
 	"pkg/memmap":       formats,

@@ -1,0 +1,110 @@
+package story
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/vmtest/guest/wire"
+	"github.com/warmcore/warmcore/vmtest/rig"
+)
+
+var panicOnCPU0 = wire.Trigger{Kind: wire.SysrqC}
+
+// recrash panics in the capture boot before the dump is saved, once, and
+// saves it the second time; then it does so until the payload gives up.
+func (l *Lab) recrash() error {
+	if err := l.start(); err != nil {
+		return err
+	}
+	painting, err := l.ready(1)
+	if err != nil {
+		return err
+	}
+	first, err := l.crashNow(panicOnCPU0, wire.Capture)
+	if err != nil {
+		return err
+	}
+	if err := l.wantLog("boot memory copied"); err != nil {
+		return err
+	}
+	second, err := l.crashNow(panicOnCPU0, wire.Capture)
+	if err != nil {
+		return err
+	}
+	second.Close()
+	if err := l.wantLog("the dump was not saved in capture boot 1"); err != nil {
+		return err
+	}
+	if log, _ := l.payloadLog(); strings.Contains(log, "boot memory copied") {
+		return l.Machine.Fail("second offer", fmt.Errorf("boot memory was copied again:\n%s", log))
+	}
+	d, err := l.save("/var/crash/dump0", first, painting)
+	if err != nil {
+		return err
+	}
+	if err := l.warmcore("release", "arm"); err != nil {
+		return err
+	}
+	// Now a dump that nobody ever saves.
+	for _, want := range []string{wire.Capture, wire.Capture, wire.Capture, wire.Plain} {
+		truth, err := l.crashNow(panicOnCPU0, want)
+		if err != nil {
+			return err
+		}
+		truth.Close()
+	}
+	if err := errors.Join(l.wantLog("gave the dump up after 3 capture boots"), l.warmcore("arm"), l.powerOff()); err != nil {
+		return err
+	}
+	return l.judge([]saved{d}, false)
+}
+
+// broken has a first entry whose kernel is missing.
+func (l *Lab) broken() error {
+	good, err := rig.GRUBConfig(l.files.kernel.Release, l.cmdline())
+	if err != nil {
+		return err
+	}
+	first := strings.Replace(string(good), "/boot/vmlinuz-"+l.files.kernel.Release, "/boot/vmlinuz-removed", 1)
+	l.diskFiles = map[string][]byte{rig.GRUBConfigPath: []byte(first)}
+	if err := l.start(); err != nil {
+		return err
+	}
+	return errors.Join(l.want(wire.Plain), l.wantLog("vmlinuz-removed"))
+}
+
+// diskFull saves to a disk that is too small: the dump is still offered, and
+// memory comes back only when it is given up.
+func (l *Lab) diskFull() error {
+	l.size = 256 << 20
+	if err := l.start(); err != nil {
+		return err
+	}
+	if _, err := l.ready(1); err != nil {
+		return err
+	}
+	if _, err := l.crashNow(panicOnCPU0, wire.Capture); err != nil {
+		return err
+	}
+	if err := errors.Join(l.refused(1, "no space left", "warmcore", "save"), l.refused(3, "not saved", "warmcore", "release")); err != nil {
+		return err
+	}
+	b, err := l.block()
+	if err != nil || b.State != registration.Capturing {
+		return l.Machine.Fail("registration", fmt.Errorf("%v, %w; want state capturing", b, err))
+	}
+	if _, err := l.run("warmcore", "release", "--discard"); err != nil {
+		return err
+	}
+	return l.warmcore("arm")
+}
+
+func (l *Lab) lockdown() error {
+	l.params = "lockdown=integrity"
+	if err := l.start(); err != nil {
+		return err
+	}
+	return l.refused(3, "lockdown", "warmcore", "arm")
+}

@@ -78,7 +78,7 @@ func TestIntegrationStub(t *testing.T) {
 	// this machine; using it shows that it was the register that did it.
 	fast := ResetRegister{Space: SpaceIO, Address: 0x92, Value: 0x01}
 	four := []uint32{0, 1, 2, 3}
-	boot := boottest.Assemble(t, "boottest/testdata", "testboot.bin")
+	boot := boottest.Assemble(t, "../boottest/testdata", "testboot.bin")
 	type want struct {
 		apic, expected, flushed uint32
 		bitmap                  byte

@@ -135,7 +135,7 @@ func TestIntegrationTrampoline(t *testing.T) {
 		far        = bootParams + 1<<27 // DISTANT in payload.S
 		result     = 0x60_0000          // RESULT in payload.S
 	)
-	boot := boottest.Assemble(t, "../stub/boottest/testdata", "testboot.bin")
+	boot := boottest.Assemble(t, "../boottest/testdata", "testboot.bin")
 	payload := boottest.Assemble(t, "amd64/testdata", "payload.bin")
 	for _, c := range []struct {
 		name  string

@@ -19,7 +19,7 @@ const (
 // layers has every package of the module; vmtest, packages whose name ends in
 // test, and those of nothing but tests are support without being listed.
 var layers = map[string]layer{
-	"pkg/phys":           values,
+	"pkg/phys":      values,
 	"boot/identmap": values,
 
 	"pkg/registration": formats,

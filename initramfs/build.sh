@@ -47,8 +47,10 @@ GOARCH=$arch GOOS=linux CGO_ENABLED=0 GOFLAGS=-buildvcs=false go tool u-root \
 	-go-extra-args="-ldflags=-s -w -X=github.com/warmcore/warmcore/pkg/payload.Version=$version" \
 	github.com/u-root/u-root/cmds/core/init ./cmds/warminit
 
+# A filter for branches makes programs 6 % smaller.
+case $arch in amd64) bcj=--x86 ;; *) bcj= ;; esac
 case $compress in
-xz) xz --check=crc32 --lzma2=preset=9e,dict=8MiB --stdout "$cpio" >"$out" ;; # the kernel's decoder knows crc32 only
+xz) xz --check=crc32 ${bcj:+"$bcj"} --lzma2=preset=9e,dict=8MiB --stdout "$cpio" >"$out" ;; # the kernel's decoder knows crc32 only
 zstd) zstd -q -19 --stdout "$cpio" >"$out" ;;
 none) cp "$cpio" "$out" ;;
 *) echo "build.sh: compression $compress: want xz, zstd or none" >&2; exit 2 ;;

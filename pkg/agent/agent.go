@@ -172,7 +172,7 @@ const todoLog = "`warmcore log` says what the payload decided"
 // errNoPayload is why the handoff area was not found.
 var errNoPayload = &Refusal{
 	What: "this kernel was not started by the warmcore payload: " + handoff.ErrNone.Error(),
-	Todo: "install the payload into firmware and boot through it",
+	Todo: "install the payload into firmware and boot through it; if you did, it had no plan for this machine and said why on its console",
 }
 
 var errBusy = &Refusal{What: handoff.ErrLocked.Error(), Todo: "wait until it is done"}

@@ -41,7 +41,7 @@ func Bench(ctx context.Context, o Options) (f *Figures, err error) {
 	if err := os.MkdirAll(l.Out, 0o755); err != nil {
 		return nil, err
 	}
-	if l.files, err = build(ctx, l.Out); err != nil {
+	if l.files, err = build(ctx, l.Options); err != nil {
 		return nil, err
 	}
 	l.more = map[string]string{"/bin/measure": filepath.Join(l.Out, "measure")}

@@ -64,6 +64,10 @@ func (l *Lab) debianDisk() error {
 				return err
 			}
 		}
+		// There once kdump-tools has run, which needs it for its lock.
+		if err := os.MkdirAll(filepath.Join(root, "var/crash"), 0o755); err != nil {
+			return err
+		}
 		for name, dirs := range unitFiles {
 			b, err := os.ReadFile(filepath.Join("boot/systemd", name))
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
 	"github.com/warmcore/warmcore/vmtest/rig"
@@ -107,4 +108,19 @@ func (l *Lab) lockdown() error {
 		return err
 	}
 	return l.refused(3, "lockdown", "warmcore", "arm")
+}
+
+// tiny has no room for boot memory and its copy: the machine boots with all
+// of its memory, and arm says that there is nothing to arm.
+func (l *Lab) tiny() error {
+	if err := l.start(); err != nil {
+		return err
+	}
+	if err := l.want(wire.Plain); err != nil {
+		return err
+	}
+	if strings.Contains(l.Guest.Cmdline, "warmcore.handoff=") || l.Guest.MemTotalKiB*100 < l.Memory/phys.KiB*80 {
+		return l.Machine.Fail("boot", fmt.Errorf("MemTotal %d KiB, command line %q; want most of the memory, and no handoff area", l.Guest.MemTotalKiB, l.Guest.Cmdline))
+	}
+	return l.refused(3, "not started by the warmcore payload", "warmcore", "arm")
 }

@@ -27,11 +27,14 @@ var handoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
 
 // Options are what a story is run with; zero values are the story's own.
 type Options struct {
-	Memory  uint64 // bytes of RAM
-	CPUs    int
-	Cycles  int    // crashes in a row
-	Payload string // "own" or "stock": our payload kernel or Debian's
-	Trigger string // sysrq-c, watchdog, ...
+	Memory uint64 // bytes of RAM
+	CPUs   int
+	Cycles int // crashes in a row
+	// Kernel and Modules are a normal kernel and its lib/modules/RELEASE with
+	// modules.dep, instead of what Debian has today.
+	Kernel, Modules string
+	Payload         string // "own" or "stock": our payload kernel or Debian's
+	Trigger         string // sysrq-c, watchdog, ...
 	// PayloadDir has vmlinux with the initramfs in it, of `make images`.
 	PayloadDir string
 	Out        string // folder for report.json, the dump and logs
@@ -72,27 +75,34 @@ type built struct {
 }
 
 // build makes the guest's programs and unpacks Debian's kernel.
-func build(ctx context.Context, dir string) (b built, err error) {
-	b.dir = dir
+func build(ctx context.Context, o Options) (b built, err error) {
+	b.dir = o.Out
 	if b.cache, err = rig.CacheDir(); err != nil {
-		return b, err
-	}
-	pkg, err := rig.CurrentKernelPackage(ctx)
-	if err != nil {
-		return b, err
-	}
-	deb, err := rig.Download(ctx, b.cache, pkg)
-	if err != nil {
 		return b, err
 	}
 	if b.kmod, err = rig.OpenKmod(ctx, b.cache); err != nil {
 		return b, err
 	}
-	if b.kernel, err = rig.OpenKernel(ctx, b.cache, deb, b.kmod); err != nil {
+	if o.Kernel != "" {
+		b.kernel = rig.NormalKernel{Release: filepath.Base(o.Modules), Image: o.Kernel, Modules: o.Modules, Deb: o.Kernel}
+	} else if b.kernel, err = debianKernel(ctx, b.cache, b.kmod); err != nil {
 		return b, err
 	}
-	b.guest, b.warmcore = filepath.Join(dir, "guest"), filepath.Join(dir, "warmcore")
+	b.guest, b.warmcore = filepath.Join(b.dir, "guest"), filepath.Join(b.dir, "warmcore")
 	return b, errors.Join(rig.BuildGuest(ctx, b.guest), rig.BuildProgram(ctx, "./cmds/warmcore", b.warmcore))
+}
+
+// debianKernel is what linux-image-amd64 stands for today.
+func debianKernel(ctx context.Context, cache string, kmod rig.Kmod) (rig.NormalKernel, error) {
+	pkg, err := rig.CurrentKernelPackage(ctx)
+	if err != nil {
+		return rig.NormalKernel{}, err
+	}
+	deb, err := rig.Download(ctx, cache, pkg)
+	if err != nil {
+		return rig.NormalKernel{}, err
+	}
+	return rig.OpenKernel(ctx, cache, deb, kmod)
 }
 
 func (l *Lab) say(format string, args ...any) {

@@ -42,6 +42,7 @@ var Stories = []Story{
 	{"power", "a power cycle: plain boot", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).powerCycle},
 	{"broken", "the first boot entry's kernel is missing: the next one boots", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).broken},
 	{"full", "the disk is full while saving: nothing is lost", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).diskFull},
+	{"tiny", "a machine too small for a plan: it boots, and says why it has no dumps", Options{Memory: 600 * mib, CPUs: 1}, (*Lab).tiny},
 	{"lockdown", "kernel lockdown: arm refuses and says why", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).lockdown},
 	{"debian", "Debian 12 with systemd and kdump-tools: the units do it all", Options{Memory: 2 * gib, CPUs: 2}, (*Lab).debian},
 }
@@ -93,7 +94,7 @@ func Run(ctx context.Context, s Story, o Options) (*Report, error) {
 }
 
 func (l *Lab) tell(s Story) (err error) {
-	if l.files, err = build(l.ctx, l.Out); err != nil {
+	if l.files, err = build(l.ctx, l.Options); err != nil {
 		return err
 	}
 	l.Report.NormalKernel = l.files.kernel.Release + " (" + filepath.Base(l.files.kernel.Deb) + ")"

@@ -30,7 +30,9 @@ flags:
   --story NAME         default crash
   --mem SIZE           RAM, such as 2G (default: the story's)
   --cpus N             (default: the story's)
-  --kernel own|stock   the payload's kernel: ours or Debian's (default: the story's)
+  --kernel FILE        the normal kernel (default: what Debian's archive has today)
+  --modules DIR        its lib/modules/RELEASE, with modules.dep
+  --payload-kernel K   own or stock: ours or Debian's (default: the story's)
   --payload DIR        what make images built (default: build/amd64/payload)
   --trigger KIND       sysrq-c, watchdog (default: the story's)
   --handover vmcore    the only one so far
@@ -66,7 +68,9 @@ func parse(args []string) (verb string, f flags, err error) {
 	set.StringVar(&f.story, "story", "crash", "")
 	set.StringVar(&f.mem, "mem", "", "")
 	set.IntVar(&f.options.CPUs, "cpus", 0, "")
-	set.StringVar(&f.options.Payload, "kernel", "", "")
+	set.StringVar(&f.options.Kernel, "kernel", "", "")
+	set.StringVar(&f.options.Modules, "modules", "", "")
+	set.StringVar(&f.options.Payload, "payload-kernel", "", "")
 	set.StringVar(&f.options.PayloadDir, "payload", "build/amd64/payload", "")
 	set.StringVar(&f.options.Trigger, "trigger", "", "")
 	set.StringVar(&f.handover, "handover", "vmcore", "")
@@ -85,8 +89,15 @@ func parse(args []string) (verb string, f flags, err error) {
 		return "", f, fmt.Errorf("--arch %s: only amd64 so far", f.arch)
 	case f.handover != "vmcore":
 		return "", f, fmt.Errorf("--handover %s: only vmcore so far", f.handover)
+	case (f.options.Kernel == "") != (f.options.Modules == ""):
+		return "", f, errors.New("--kernel and --modules go together")
+	case f.options.Payload != "" && f.options.Payload != "own" && f.options.Payload != "stock":
+		return "", f, fmt.Errorf("--payload-kernel %s: want own or stock", f.options.Payload)
 	case f.firmware != "direct":
 		return "", f, fmt.Errorf("--firmware %s: only direct so far", f.firmware)
+	}
+	if _, err := story.Find(f.story); err != nil {
+		return "", f, err
 	}
 	if f.mem != "" {
 		if f.options.Memory, err = phys.ParseSize(f.mem); err != nil {

@@ -325,7 +325,7 @@ func TestNothingToBoot(t *testing.T) {
 		m := newMachine(t)
 		m.scanErr, m.waits = errBroken, 1
 		r := m.run()
-		wantLog(t, r.log, "error: look for disks, error: broken for this test", "no normal kernel was started, error: broken for this test", "look for disks")
+		wantLog(t, r.log, "looked_at: look for disks: broken for this test", "error: no normal kernel was started, error: no boot entry; looked at: look for disks: broken for this test -> looking again")
 	})
 	t.Run("kexec_load is refused", func(t *testing.T) {
 		m := newMachine(t)

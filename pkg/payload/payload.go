@@ -221,24 +221,28 @@ func (p *Payload) Run() error {
 			p.decision = plan.Decision{Kind: plan.Plain, Prearm: true, Why: err.Error()}
 		}
 	}
+	seen := ""
 	for try := 0; ; try++ {
 		disks, err := p.sys.Scan()
 		if err != nil {
-			p.log.Error("look for disks", "error", err)
-		} else {
-			p.log.Info("disks", "entries", len(disks.Entries), "looked_at", strings.Join(disks.Looked, "; "))
-			err = p.bootAny(disks)
-			if err != nil && len(disks.Entries) > 0 && p.decision.Kind == plan.Capture {
+			disks = &normalboot.Disks{Looked: []string{"look for disks: " + err.Error()}}
+		}
+		// What has failed once is tried again when a disk has come, and now
+		// and then.
+		looked := strings.Join(disks.Looked, "; ")
+		if now := fmt.Sprint(len(disks.Entries), looked); now != seen || try%scanPatience == 0 {
+			seen = now
+			p.log.Info("disks", "entries", len(disks.Entries), "looked_at", looked)
+			err := p.bootAny(disks)
+			if len(disks.Entries) > 0 && p.decision.Kind == plan.Capture {
 				p.log.Error("capture boot", "error", err, "so", "plain boot, the dump is lost")
 				p.decision = plan.Decision{Kind: plan.Plain, Prearm: true, Why: "no entry could be started for the capture"}
 				err = p.bootAny(disks)
 			}
-			disks.Close()
-		}
-		if try%scanPatience == 0 {
 			p.log.Error("no normal kernel was started", "error", err, "so", "looking again every second")
 			p.storeLog()
 		}
+		disks.Close()
 		p.sys.Wait(scanInterval)
 	}
 }

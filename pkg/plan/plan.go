@@ -49,6 +49,9 @@ const (
 	// 2 GiB (probe_memory_block_size in arch/x86/mm/init_64.c, v6.12).
 	largeMachine = 64 * phys.GiB
 	fourGiB      = 4 * phys.GiB
+	// maxHandoff bounds what the payload reads into its own memory. The ELF
+	// core header of a machine with thousands of CPUs takes 1 MiB.
+	maxHandoff = 16 * phys.MiB
 )
 
 // Policy is what the payload image decides about memory.
@@ -143,6 +146,8 @@ func checkPolicy(policy Policy, ram phys.Set) error {
 	switch {
 	case h.Size() < registration.SizeMin:
 		return &Refusal{fmt.Sprintf("the handoff area is smaller than %s", phys.FormatSize(registration.SizeMin)), h}
+	case h.Size() > maxHandoff:
+		return &Refusal{fmt.Sprintf("the handoff area is larger than %s", phys.FormatSize(maxHandoff)), h}
 	case h.Start%phys.PageSize != 0 || h.End%phys.PageSize != 0:
 		return &Refusal{"the handoff area does not begin and end at a page", h}
 	case !ram.Contains(h):

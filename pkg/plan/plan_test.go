@@ -142,6 +142,7 @@ func TestMakeRefuses(t *testing.T) {
 		{"window of half pages", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = phys.Set{size(384*mib, 1234)} })}, "begin and end at a page"},
 		{"handoff area outside RAM", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(3*gib, 2*mib) })}, "handoff area is not RAM"},
 		{"handoff area too small", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(512*mib, mib) })}, "handoff area is smaller than 2 MiB"},
+		{"handoff area too large", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(512*mib, 512*mib) })}, "handoff area is larger than 16 MiB"},
 		{"handoff area overwritten", Input{Firmware: q35(2 * gib), Overwritten: phys.Set{size(513*mib, 1)}, Policy: usual}, "overwrites the handoff area: 20100000-20100fff"},
 		{"block size", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.BlockSize = 100 * mib })}, "not a power of two"},
 	}

@@ -284,6 +284,18 @@ func (l *Lab) bootDone(units map[string]string) (memTotal uint64, err error) {
 	if err := os.WriteFile(filepath.Join(l.Out, fmt.Sprintf("journal-%d.txt", len(l.Report.Boots))), []byte(journal), 0o644); err != nil {
 		return 0, err
 	}
+	for what, args := range map[string][]string{
+		"kdump-tools is at work":    {"-t", "kdump-tools", "-t", "kdump-config"},
+		"warmcore's units complain": {"-p", "warning", "-u", "warmcore-*"},
+	} {
+		lines, err := l.Guest.MustRun(l.ctx, append([]string{"journalctl", "-b", "-q", "--no-pager"}, args...)...)
+		if err != nil {
+			return 0, err
+		}
+		if lines != "" {
+			wrong = append(wrong, fmt.Errorf("%s: %s", what, lines))
+		}
+	}
 	if err := errors.Join(wrong...); err != nil {
 		return 0, l.Machine.Fail("units", err)
 	}

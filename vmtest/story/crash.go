@@ -220,7 +220,11 @@ func (l *Lab) writePlan() error {
 	})
 	var out strings.Builder
 	for _, r := range ranges {
-		fmt.Fprintf(&out, "%012x-%012x  %-11v  %s\n", r.Range.Start, r.Range.End-1, r.Role, phys.FormatSize(r.Range.Size()))
+		fmt.Fprintf(&out, "%012x-%012x  %-11v  %s", r.Range.Start, r.Range.End-1, r.Role, phys.FormatSize(r.Range.Size()))
+		if r.Role == registration.RoleWindow && r.Range.AlignIn(b.Policy.BlockSize).Empty() {
+			out.WriteString(", no whole memory block")
+		}
+		out.WriteByte('\n')
 	}
 	return os.WriteFile(filepath.Join(l.Out, "plan.txt"), []byte(out.String()), 0o644)
 }

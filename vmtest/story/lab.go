@@ -204,6 +204,7 @@ func (l *Lab) programs() map[string]string {
 
 // stockInitramfs builds the initramfs with Debian's modules in it.
 func (l *Lab) stockInitramfs(file string) error {
+	l.say("building the payload's initramfs, with modules of Debian's kernel")
 	root := filepath.Join(l.files.kernel.Modules, "../../..")
 	out, err := output(l.ctx, "", "initramfs/build.sh", "amd64", file, "xz", root)
 	if err != nil {

@@ -94,6 +94,7 @@ func Run(ctx context.Context, s Story, o Options) (*Report, error) {
 }
 
 func (l *Lab) tell(s Story) (err error) {
+	l.say("building the guest's programs; Debian's kernel comes from the archive or the cache")
 	if l.files, err = build(l.ctx, l.Options); err != nil {
 		return err
 	}

@@ -25,11 +25,15 @@ func picture(w io.Writer, r *story.Report, dir string) {
 	if plan, err := os.ReadFile(filepath.Join(dir, "plan.txt")); err == nil {
 		fmt.Fprintf(w, "\nMemory plan                               before the crash  in the capture boot  after the release\n")
 		for line := range strings.Lines(string(plan)) {
+			line, notLent := strings.CutSuffix(strings.TrimSpace(line), ", no whole memory block")
 			f := strings.Fields(line)
 			if len(f) < 3 {
 				continue
 			}
 			state := states[f[1]]
+			if notLent {
+				state = states["lost"]
+			}
 			fmt.Fprintf(w, "  %s  %-11s  %-9s  %-16s  %-19s  %s\n", f[0], f[1], strings.Join(f[2:], " "), state[0], state[1], state[2])
 		}
 	}

@@ -154,65 +154,121 @@ func recoverFault(err *error, r phys.Range) func() {
 	}
 }
 
-// Copy carries out copies with the given number of workers, each of them on
-// its own windows. It stops at the first error and then says nothing about
-// what has been copied. progress, if not nil, is called with the bytes done
-// so far, from one worker at a time.
+// Copy carries out copies with the given number of workers. It stops at the
+// first error and then says nothing about what has been copied. progress, if
+// not nil, is called with the bytes done so far, from one worker at a time.
+//
+// The caller's goroutine maps, the workers only copy: mapping and unmapping
+// take the lock of the address space, and unmapping makes every CPU flush
+// its TLB, so workers that did it themselves would wait for each other.
+// Mappings are kept, up to maxMapped, until the copy is done.
 func (m *Memory) Copy(copies []phys.Copy, workers int, progress func(done uint64)) error {
-	parts := make(chan phys.Copy)
+	workers = max(workers, 1)
+	todo := make(chan *window, workers)
+	copied := make(chan *window, maxMapped)
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
 		first error
-		done  uint64
+		bytes uint64
 	)
-	for range max(workers, 1) {
+	note := func(n uint64, err error) (stop bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil && first == nil {
+			first = err
+		}
+		bytes += n
+		if progress != nil && first == nil && n > 0 {
+			progress(bytes)
+		}
+		return first != nil
+	}
+	for range workers {
 		wg.Go(func() {
-			for part := range parts {
-				mu.Lock()
-				stop := first != nil
-				mu.Unlock()
-				if stop {
-					continue
+			for w := range todo {
+				if !note(0, nil) {
+					err := w.copy()
+					note(w.what.Size, err)
 				}
-				err := m.copyWindow(part)
-				mu.Lock()
-				if err != nil && first == nil {
-					first = fmt.Errorf("copy %v: %w", part, err)
-				}
-				done += part.Size
-				if progress != nil && first == nil {
-					progress(done)
-				}
-				mu.Unlock()
+				copied <- w
 			}
 		})
 	}
-	for _, c := range copies {
-		for off := uint64(0); off < c.Size; off += copyWindow {
-			parts <- phys.Copy{Src: c.Src + off, Dst: c.Dst + off, Size: min(copyWindow, c.Size-off)}
+	mapped := 0
+	for _, part := range windows(copies) {
+		if mapped == maxMapped {
+			(<-copied).close()
+			mapped--
 		}
+		w, err := m.window(part)
+		if note(0, err) {
+			if w != nil {
+				w.close()
+			}
+			break
+		}
+		mapped++
+		todo <- w
 	}
-	close(parts)
+	close(todo)
 	wg.Wait()
+	for range mapped {
+		(<-copied).close()
+	}
 	return first
 }
 
-// copyWindow is small enough that every worker gets parts of a 128 MiB copy.
-const copyWindow = 16 * phys.MiB
+const (
+	// copyWindow is small enough that every worker gets parts of a 128 MiB
+	// copy.
+	copyWindow = 16 * phys.MiB
+	// maxMapped bounds the windows that are mapped at a time, and with them
+	// the page tables: 64 windows twice are 2 GiB, with 4 MiB of tables.
+	maxMapped = 64
+)
 
-func (m *Memory) copyWindow(c phys.Copy) (err error) {
+// windows cuts copies into parts of at most copyWindow.
+func windows(copies []phys.Copy) (parts []phys.Copy) {
+	for _, c := range copies {
+		for off := uint64(0); off < c.Size; off += copyWindow {
+			parts = append(parts, phys.Copy{Src: c.Src + off, Dst: c.Dst + off, Size: min(copyWindow, c.Size-off)})
+		}
+	}
+	return parts
+}
+
+// window is a part of a copy, mapped.
+type window struct {
+	what     phys.Copy
+	src, dst *Mapping
+}
+
+func (m *Memory) window(c phys.Copy) (*window, error) {
 	src, err := m.Map(c.SrcRange())
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("copy %v: %w", c, err)
 	}
-	defer src.Close()
 	dst, err := m.Map(c.DstRange())
 	if err != nil {
-		return err
+		return nil, errors.Join(fmt.Errorf("copy %v: %w", c, err), src.Close())
 	}
-	defer dst.Close()
-	defer recoverFault(&err, c.SrcRange())()
-	copy(dst.Bytes(), src.Bytes())
+	return &window{c, src, dst}, nil
+}
+
+func (w *window) copy() (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("copy %v: %w", w.what, err)
+		}
+	}()
+	defer recoverFault(&err, w.what.SrcRange())()
+	copy(w.dst.Bytes(), w.src.Bytes())
 	return nil
+}
+
+func (w *window) close() {
+	// Unmapping memory that this mapped can't fail.
+	_ = w.src.Close()
+	_ = w.dst.Close()
 }

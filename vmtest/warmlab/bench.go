@@ -26,10 +26,10 @@ func bench(ctx context.Context, f flags, stdout io.Writer) error {
 	rate := func(r float64) string { return phys.FormatSize(uint64(r)) + "/s" }
 	fmt.Fprintf(stdout, "\nSpeed (%s, medians of %d rounds in turn)%30s\n", m.Accel, len(m.Memcpy), "must")
 	row("memcpy, "+phys.FormatSize(m.Bytes), rate(memcpy), "")
-	row("copy of physical memory, 1 CPU", rate(copy1), "")
+	row("copy of physical memory, 1 worker", rate(copy1), "")
 	row("  beside memcpy", fmt.Sprintf("%.2fx", copy1/memcpy), ">= 0.9x")
-	row("copy of physical memory, 2 CPUs", rate(copy2), "")
-	row("  beside 1 CPU", fmt.Sprintf("%.2fx", copy2/copy1), ">= 1.7x")
+	row("copy of physical memory, 2 workers", rate(copy2), "")
+	row("  beside 1 worker", fmt.Sprintf("%.2fx", copy2/copy1), ">= 1.7x")
 	row("/proc/vmcore by read(), 1 MiB", rate(read), "")
 	row("/proc/vmcore by mmap, 16 MiB", rate(mmap), "")
 	row("  beside read()", fmt.Sprintf("%.1fx", mmap/read), ">= 8x")

@@ -1,18 +1,18 @@
 //go:build linux
 
-// Measure runs in a capture boot before the release, where preserved memory
-// lies open: it compares the payload's way to copy with memcpy, and the ways
-// to read /proc/vmcore. It prints JSON.
+// Measure compares the payload's way to copy with memcpy, as init of the
+// payload's kernel, and the ways to read /proc/vmcore, in a capture boot. It
+// prints JSON.
 package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -27,66 +27,98 @@ const rounds = 5
 // Result is what was measured: bytes per second, one number a round.
 type result struct {
 	Bytes      uint64    `json:"bytes"` // copied or read each time
-	Memcpy     []float64 `json:"memcpy"`
-	Copy1      []float64 `json:"copy_1_worker"`
-	Copy2      []float64 `json:"copy_2_workers"`
-	VmcoreMmap []float64 `json:"vmcore_mmap"`
-	VmcoreRead []float64 `json:"vmcore_read"`
+	Memcpy     []float64 `json:"memcpy,omitempty"`
+	Copy1      []float64 `json:"copy_1_worker,omitempty"`
+	Copy2      []float64 `json:"copy_2_workers,omitempty"`
+	VmcoreMmap []float64 `json:"vmcore_mmap,omitempty"`
+	VmcoreRead []float64 `json:"vmcore_read,omitempty"`
 }
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	what := readVmcore
+	if os.Getpid() == 1 {
+		what = copyMemory
+	}
+	if err := what(); err != nil {
 		fmt.Fprintln(os.Stderr, "measure:", err)
 		os.Exit(1)
 	}
+	if os.Getpid() == 1 {
+		select {} // the host ends the machine
+	}
 }
 
-// run takes the start of preserved memory of which twice size may be
-// overwritten, and size.
-func run(args []string) error {
-	if len(args) != 2 {
-		return fmt.Errorf("usage: measure START SIZE")
+const size = 96 << 20
+
+// measureAll runs each of what in turn.
+func measureAll(r result, what ...sample) error {
+	r.Bytes = size
+	for range rounds {
+		for _, m := range what {
+			runtime.GC()
+			began := time.Now()
+			if err := m.run(); err != nil {
+				return err
+			}
+			*m.to = append(*m.to, size/time.Since(began).Seconds())
+		}
 	}
-	start, err := strconv.ParseUint(args[0], 0, 64)
-	if err != nil {
-		return err
+	for _, m := range what {
+		m.into(&r, *m.to)
 	}
-	size, err := strconv.ParseUint(args[1], 0, 64)
-	if err != nil {
-		return err
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+type sample struct {
+	to   *[]float64
+	into func(*result, []float64)
+	run  func() error
+}
+
+func newSample(into func(*result, []float64), run func() error) sample {
+	return sample{new([]float64), into, run}
+}
+
+// free is memory that nothing uses on a machine of 2 GiB on which only the
+// payload's kernel runs.
+const free = 640 << 20
+
+// copyMemory is for the payload's kernel, confined to its window.
+func copyMemory() error {
+	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"devtmpfs", "/dev"}} {
+		if err := os.MkdirAll(m.at, 0o755); err != nil {
+			return err
+		}
+		if err := syscall.Mount(m.kind, m.at, m.kind, 0, ""); err != nil && !errors.Is(err, syscall.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.at, err)
+		}
 	}
 	mem, err := physmem.Open("/dev/mem", true)
 	if err != nil {
 		return err
 	}
 	defer mem.Close()
-	from, to := make([]byte, size), make([]byte, size)
-	for i := range from {
-		from[i] = byte(i)
+	// Memcpy is between two areas of the same size that are mapped already:
+	// the window has no room for them.
+	src, err := mem.Map(phys.Range{Start: free, End: free + size})
+	if err != nil {
+		return err
 	}
-	copy(to, from)
-	copies := []phys.Copy{{Src: start, Dst: start + size, Size: size}}
-	r := result{Bytes: size}
-	for range rounds {
-		for _, m := range []struct {
-			to   *[]float64
-			what func() error
-		}{
-			{&r.VmcoreRead, func() error { return read(size) }},
-			{&r.VmcoreMmap, func() error { return mapped(size) }},
-			{&r.Memcpy, func() error { copy(to, from); return nil }},
-			{&r.Copy1, func() error { return mem.Copy(copies, 1, nil) }},
-			{&r.Copy2, func() error { return mem.Copy(copies, 2, nil) }},
-		} {
-			runtime.GC()
-			began := time.Now()
-			if err := m.what(); err != nil {
-				return err
-			}
-			*m.to = append(*m.to, float64(size)/time.Since(began).Seconds())
-		}
+	dst, err := mem.Map(phys.Range{Start: free + size, End: free + 2*size})
+	if err != nil {
+		return err
 	}
-	return json.NewEncoder(os.Stdout).Encode(r)
+	copies := []phys.Copy{{Src: free, Dst: free + size, Size: size}}
+	return measureAll(result{},
+		newSample(func(r *result, s []float64) { r.Memcpy = s }, func() error { copy(dst.Bytes(), src.Bytes()); return nil }),
+		newSample(func(r *result, s []float64) { r.Copy1 = s }, func() error { return mem.Copy(copies, 1, nil) }),
+		newSample(func(r *result, s []float64) { r.Copy2 = s }, func() error { return mem.Copy(copies, 2, nil) }))
+}
+
+func readVmcore() error {
+	return measureAll(result{},
+		newSample(func(r *result, s []float64) { r.VmcoreRead = s }, func() error { return read(size) }),
+		newSample(func(r *result, s []float64) { r.VmcoreMmap = s }, func() error { return mapped(size) }))
 }
 
 // read reads as cp does.

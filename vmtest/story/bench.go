@@ -20,6 +20,7 @@ type Figures struct {
 	Accel             string    `json:"accel"`
 	Bytes             uint64    `json:"bytes"`
 	Memcpy            []float64 `json:"memcpy"`
+	Memcpy2           []float64 `json:"memcpy_2_cpus"`
 	Copy1             []float64 `json:"copy_1_worker"`
 	Copy2             []float64 `json:"copy_2_workers"`
 	VmcoreMmap        []float64 `json:"vmcore_mmap"`

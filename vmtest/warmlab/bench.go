@@ -26,6 +26,7 @@ func bench(ctx context.Context, f flags, stdout io.Writer) error {
 	rate := func(r float64) string { return phys.FormatSize(uint64(r)) + "/s" }
 	fmt.Fprintf(stdout, "\nSpeed (%s, medians of %d rounds in turn)%30s\n", m.Accel, len(m.Memcpy), "must")
 	row("memcpy, "+phys.FormatSize(m.Bytes), rate(memcpy), "")
+	row("memcpy, the same on 2 CPUs at once", rate(story.Median(m.Memcpy2)), "")
 	row("copy of physical memory, 1 worker", rate(copy1), "")
 	row("  beside memcpy", fmt.Sprintf("%.2fx", copy1/memcpy), ">= 0.9x")
 	row("copy of physical memory, 2 workers", rate(copy2), "")

@@ -13,6 +13,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,6 +29,7 @@ const rounds = 5
 type result struct {
 	Bytes      uint64    `json:"bytes"` // copied or read each time
 	Memcpy     []float64 `json:"memcpy,omitempty"`
+	Memcpy2    []float64 `json:"memcpy_2_cpus,omitempty"`
 	Copy1      []float64 `json:"copy_1_worker,omitempty"`
 	Copy2      []float64 `json:"copy_2_workers,omitempty"`
 	VmcoreMmap []float64 `json:"vmcore_mmap,omitempty"`
@@ -111,6 +113,14 @@ func copyMemory() error {
 	copies := []phys.Copy{{Src: free, Dst: free + size, Size: size}}
 	return measureAll(result{},
 		newSample(func(r *result, s []float64) { r.Memcpy = s }, func() error { copy(dst.Bytes(), src.Bytes()); return nil }),
+		newSample(func(r *result, s []float64) { r.Memcpy2 = s }, func() error {
+			var wg sync.WaitGroup
+			for _, half := range [][2]int{{0, size / 2}, {size / 2, size}} {
+				wg.Go(func() { copy(dst.Bytes()[half[0]:half[1]], src.Bytes()[half[0]:half[1]]) })
+			}
+			wg.Wait()
+			return nil
+		}),
 		newSample(func(r *result, s []float64) { r.Copy1 = s }, func() error { return mem.Copy(copies, 1, nil) }),
 		newSample(func(r *result, s []float64) { r.Copy2 = s }, func() error { return mem.Copy(copies, 2, nil) }))
 }

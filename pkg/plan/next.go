@@ -79,8 +79,8 @@ var ours = []string{"crashkernel=", "elfcorehdr=", "memhp_default_state=", "warm
 //     Debian's 6.12.
 func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (cmdline string, dropped []string) {
 	var words []string
-	beforeInit := len(strings.Fields(entry))
 	fields := strings.Fields(entry)
+	beforeInit := len(fields)
 	if i := slices.Index(fields, "--"); i >= 0 {
 		beforeInit = i // what follows is init's, not the kernel's
 	}

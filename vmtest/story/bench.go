@@ -111,7 +111,7 @@ func (l *Lab) measureCopy(f *Figures) error {
 	}
 	m, err := rig.Start(l.ctx, rig.Options{
 		Memory: l.Memory, CPUs: l.CPUs, Kernel: filepath.Join(l.PayloadDir, "vmlinux"), Initrd: initrd,
-		Append: "console=ttyS0 quiet memmap=exactmap memmap=640K@0 memmap=128M@384M",
+		Append: ownPayload,
 	}, l.Out)
 	if err != nil {
 		return err

@@ -25,6 +25,9 @@ import (
 // handoff is where the payload has H without a parameter.
 var handoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
 
+// ownPayload is the command line that confines our payload kernel to the window.
+const ownPayload = "console=ttyS0 quiet memmap=exactmap memmap=640K@0 memmap=128M@384M"
+
 // Options are what a story is run with; zero values are the story's own.
 type Options struct {
 	Memory uint64 // bytes of RAM
@@ -156,7 +159,7 @@ func (l *Lab) powerOn() error {
 		l.Report.PayloadKernel = "Debian " + l.files.kernel.Release
 	default:
 		o.Kernel = filepath.Join(l.PayloadDir, "vmlinux")
-		o.Append = "console=ttyS0 quiet memmap=exactmap memmap=640K@0 memmap=128M@384M"
+		o.Append = ownPayload
 		version, err := os.ReadFile(filepath.Join(l.PayloadDir, "version"))
 		if err != nil {
 			return fmt.Errorf("payload kernel: %w (make images builds it)", err)

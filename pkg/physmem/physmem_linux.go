@@ -23,6 +23,9 @@ import (
 type Memory struct {
 	file *os.File
 	prot int
+
+	mu   sync.Mutex
+	kept []*Mapping // what Copy left
 }
 
 // Open opens path, /dev/mem in production; write allows WritePhys and Copy.
@@ -35,11 +38,20 @@ func Open(path string, write bool) (*Memory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open physical memory: %w", err)
 	}
-	return &Memory{f, prot}, nil
+	return &Memory{file: f, prot: prot}, nil
 }
 
-// Close gives the device back; mappings stay valid.
-func (m *Memory) Close() error { return m.file.Close() }
+// Close gives the device back; mappings that Map returned stay valid.
+func (m *Memory) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs []error
+	for _, k := range m.kept {
+		errs = append(errs, k.Close())
+	}
+	m.kept = nil
+	return errors.Join(append(errs, m.file.Close())...)
+}
 
 // Mapping is a mapped range of physical memory.
 type Mapping struct {
@@ -158,64 +170,48 @@ func recoverFault(err *error, r phys.Range) func() {
 // first error and then says nothing about what has been copied. progress, if
 // not nil, is called with the bytes done so far, from one worker at a time.
 //
-// The caller's goroutine maps, the workers only copy: mapping and unmapping
-// take the lock of the address space, and unmapping makes every CPU flush
-// its TLB, so workers that did it themselves would wait for each other.
-// Mappings are kept, up to maxMapped, until the copy is done.
+// Up to maxKept windows stay mapped until Close: unmapping costs as much as
+// mapping, makes every CPU flush its TLB, and a payload that has copied starts
+// another kernel next.
 func (m *Memory) Copy(copies []phys.Copy, workers int, progress func(done uint64)) error {
-	workers = max(workers, 1)
-	todo := make(chan *window, workers)
-	copied := make(chan *window, maxMapped)
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
-		first error
+		todo  = windows(copies)
 		bytes uint64
+		first error
 	)
-	note := func(n uint64, err error) (stop bool) {
+	next := func() (part phys.Copy, ok bool) {
 		mu.Lock()
 		defer mu.Unlock()
-		if err != nil && first == nil {
-			first = err
+		if len(todo) == 0 || first != nil {
+			return phys.Copy{}, false
 		}
-		bytes += n
-		if progress != nil && first == nil && n > 0 {
+		part, todo = todo[0], todo[1:]
+		return part, true
+	}
+	done := func(part phys.Copy, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if first != nil {
+			return
+		}
+		if first = err; err != nil {
+			return
+		}
+		bytes += part.Size
+		if progress != nil {
 			progress(bytes)
 		}
-		return first != nil
 	}
-	for range workers {
+	for range max(workers, 1) {
 		wg.Go(func() {
-			for w := range todo {
-				if !note(0, nil) {
-					err := w.copy()
-					note(w.what.Size, err)
-				}
-				copied <- w
+			for part, ok := next(); ok; part, ok = next() {
+				done(part, m.copy(part))
 			}
 		})
 	}
-	mapped := 0
-	for _, part := range windows(copies) {
-		if mapped == maxMapped {
-			(<-copied).close()
-			mapped--
-		}
-		w, err := m.window(part)
-		if note(0, err) {
-			if w != nil {
-				w.close()
-			}
-			break
-		}
-		mapped++
-		todo <- w
-	}
-	close(todo)
 	wg.Wait()
-	for range mapped {
-		(<-copied).close()
-	}
 	return first
 }
 
@@ -223,9 +219,9 @@ const (
 	// copyWindow is small enough that every worker gets parts of a 128 MiB
 	// copy.
 	copyWindow = 16 * phys.MiB
-	// maxMapped bounds the windows that are mapped at a time, and with them
-	// the page tables: 64 windows twice are 2 GiB, with 4 MiB of tables.
-	maxMapped = 64
+	// maxKept bounds the mappings that Copy leaves, and with them the page
+	// tables: 128 windows are 2 GiB, with 4 MiB of tables.
+	maxKept = 128
 )
 
 // windows cuts copies into parts of at most copyWindow.
@@ -238,37 +234,37 @@ func windows(copies []phys.Copy) (parts []phys.Copy) {
 	return parts
 }
 
-// window is a part of a copy, mapped.
-type window struct {
-	what     phys.Copy
-	src, dst *Mapping
-}
-
-func (m *Memory) window(c phys.Copy) (*window, error) {
-	src, err := m.Map(c.SrcRange())
-	if err != nil {
-		return nil, fmt.Errorf("copy %v: %w", c, err)
-	}
-	dst, err := m.Map(c.DstRange())
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("copy %v: %w", c, err), src.Close())
-	}
-	return &window{c, src, dst}, nil
-}
-
-func (w *window) copy() (err error) {
+// copy copies one window.
+func (m *Memory) copy(c phys.Copy) (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("copy %v: %w", w.what, err)
+			err = fmt.Errorf("copy %v: %w", c, err)
 		}
 	}()
-	defer recoverFault(&err, w.what.SrcRange())()
-	copy(w.dst.Bytes(), w.src.Bytes())
+	src, err := m.Map(c.SrcRange())
+	if err != nil {
+		return err
+	}
+	defer m.keep(src)
+	dst, err := m.Map(c.DstRange())
+	if err != nil {
+		return err
+	}
+	defer m.keep(dst)
+	defer recoverFault(&err, c.SrcRange())()
+	copy(dst.Bytes(), src.Bytes())
 	return nil
 }
 
-func (w *window) close() {
-	// Unmapping memory that this mapped can't fail.
-	_ = w.src.Close()
-	_ = w.dst.Close()
+// keep leaves a mapping to Close, unless there are too many.
+func (m *Memory) keep(mapping *Mapping) {
+	m.mu.Lock()
+	if len(m.kept) < maxKept {
+		m.kept = append(m.kept, mapping)
+		mapping = nil
+	}
+	m.mu.Unlock()
+	if mapping != nil {
+		_ = mapping.Close() // memory that Map mapped can be unmapped
+	}
 }

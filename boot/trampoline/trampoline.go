@@ -1,124 +1,29 @@
-// Package trampoline builds the image through which the payload enters an
-// x86-64 kernel that lies outside the payload's own memory.
+// Package trampoline builds the image through which the payload enters a kernel
+// that lies outside of the memory that its own kexec can place.
 //
-// The payload's kexec maps only what it owns or loaded. The trampoline brings
-// page tables that map everything up to MapTop onto itself, and then follows
-// the 64-bit boot protocol. It works only at the address it was built for.
-// Build is pure: the same parameters give the same bytes. The code is
-// amd64/trampoline.S; trampoline.bin beside it is committed, and a test
-// rebuilds and compares it.
+// BuildAMD64 and BuildARM64 are pure: the same parameters give the same bytes.
+// The code is trampoline.S in the architecture's folder; trampoline.bin beside
+// it is committed, and a test rebuilds and compares it. An image's first byte
+// is its entry. All numbers are little endian.
 //
-// Image layout, offsets in bytes:
+// # x86-64
+//
+// On x86-64 the payload's kexec maps only what it owns or loaded. The
+// trampoline brings page tables that map everything up to MapTop onto itself,
+// and then follows the 64-bit boot protocol. It works only at the address it
+// was built for. Its layout, offsets in bytes:
 //
 //	0x0000 code, with the parameters at 0x0010; stack, down from 0x1000
 //	0x1000 page tables: level 5, 4, 3, then one of level 2 for each GiB
 //
 // The kernel uses the tables until it has its own: neither it nor what it
 // unpacks may be placed over the image.
+//
+// # arm64
+//
+// On arm64 the payload's kexec places segments only in its own RAM
+// (arm64_relocate_new_kernel copies through the linear map, v6.12). The
+// trampoline lies there; kernel, initrd and device tree have been written to
+// their places before. It does what is left of the boot protocol, and works
+// at any address that is a multiple of 8.
 package trampoline
-
-import (
-	_ "embed"
-	"encoding/binary"
-	"fmt"
-
-	"github.com/warmcore/warmcore/boot/identmap"
-	"github.com/warmcore/warmcore/pkg/phys"
-)
-
-// Bounds of the map and the image, in bytes.
-const (
-	MinMapTop = 4 * phys.GiB    // what is mapped at least
-	MaxMapTop = identmap.MaxTop // what can be mapped at most: 512 GiB
-	MaxSize   = offTables + identmap.PD + (MaxMapTop/phys.GiB)*phys.PageSize
-)
-
-// Offsets in the image; trampoline.S has the same.
-const (
-	offEntry      = 0x010
-	offBootParams = 0x018
-	offStackTop   = 0x1000
-	offTables     = 0x1000
-)
-
-// stackSize is what the code pushes, rounded up.
-const stackSize = 0x100
-
-// Params is what an image is built from. Addresses are physical.
-type Params struct {
-	Base uint64 // where the image will lie: 4 KiB aligned, not below 1 MiB
-
-	// Entry is the kernel's 64-bit entry point: where a bzImage's protected
-	// mode part lies, plus 0x200.
-	Entry uint64
-
-	BootParams uint64 // struct boot_params, handed over in rsi
-
-	// MapTop is the end of what is mapped, rounded up to a GiB; below
-	// MinMapTop it is MinMapTop. The image, Entry and BootParams lie below.
-	MapTop uint64
-}
-
-//go:embed amd64/trampoline.bin
-var code []byte
-
-// Size returns the bytes that an image with p's MapTop takes, which decides
-// where it can lie.
-func (p Params) Size() (uint64, error) {
-	size, _, err := identmap.Size(max(p.MapTop, MinMapTop))
-	if err != nil {
-		return 0, fmt.Errorf("size trampoline: %w", err)
-	}
-	return offTables + size, nil
-}
-
-// Build returns the image to load at p.Base; its first byte is its entry.
-func Build(p Params) (image []byte, err error) {
-	size, err := p.Size()
-	if err != nil {
-		return nil, err
-	}
-	top := max(p.MapTop, MinMapTop)
-	if err := p.check(size, top); err != nil {
-		return nil, fmt.Errorf("build trampoline: %w", err)
-	}
-	if len(code) > offStackTop-stackSize {
-		return nil, fmt.Errorf("build trampoline: code of %d bytes, room for %d", len(code), offStackTop-stackSize)
-	}
-	image = make([]byte, size)
-	copy(image, code)
-	if err := identmap.Put(image[offTables:], p.Base+offTables, top); err != nil {
-		return nil, fmt.Errorf("build trampoline: %w", err)
-	}
-	binary.LittleEndian.PutUint64(image[offEntry:], p.Entry)
-	binary.LittleEndian.PutUint64(image[offBootParams:], p.BootParams)
-	return image, nil
-}
-
-func (p Params) check(size, top uint64) error {
-	bounds := phys.Range{Start: phys.MiB, End: top}
-	image, ok := phys.Sized(p.Base, size)
-	if !ok || !bounds.Contains(image) {
-		return fmt.Errorf("base: %#x bytes at %#x: outside %v", size, p.Base, bounds)
-	}
-	if p.Base%phys.PageSize != 0 {
-		return fmt.Errorf("base: %#x: not a multiple of %#x", p.Base, phys.PageSize)
-	}
-	for _, a := range []struct {
-		name string
-		addr uint64
-		size uint64
-	}{
-		{"entry", p.Entry, 1},
-		{"boot_params", p.BootParams, phys.PageSize},
-	} {
-		r, ok := phys.Sized(a.addr, a.size)
-		if !ok || a.addr == 0 || r.End > top {
-			return fmt.Errorf("%s: %#x: not in (0, %#x)", a.name, a.addr, top)
-		}
-		if r.Overlaps(image) {
-			return fmt.Errorf("%s: %v: in the image, %v", a.name, r, image)
-		}
-	}
-	return nil
-}

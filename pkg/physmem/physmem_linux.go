@@ -2,9 +2,10 @@
 //
 // It goes where it is told: which addresses may be written is the plan's
 // decision (pkg/plan). /dev/mem maps memory outside the running kernel's own
-// RAM even with STRICT_DEVMEM, and as write-back on x86, because the range
-// has the type of its MTRR and no other mapping (pat_x_mtrr_type in
-// arch/x86/mm/pat/memtype.c, v6.12).
+// RAM even with STRICT_DEVMEM: through the caches on x86, and as device memory
+// on arm64, which is slow and where an access that isn't aligned faults. All
+// methods do what each kind of memory needs, also for a range of both kinds;
+// only Map, which gives the memory itself away, refuses device memory.
 package physmem
 
 import (
@@ -21,15 +22,26 @@ import (
 
 // Memory is physical memory, opened. Its methods may run concurrently.
 type Memory struct {
-	file *os.File
-	prot int
+	file   *os.File
+	prot   int
+	cached phys.Set // whole pages; the rest is device memory
 
 	mu   sync.Mutex
 	kept []*Mapping // what Copy left
 }
 
-// Open opens path, /dev/mem in production; write allows WritePhys and Copy.
+// Open opens path, /dev/mem in production; write allows WritePhys and Copy. On
+// arm64 it takes all memory for device memory, which is always right and
+// suits the handoff area; for more there is OpenCached.
 func Open(path string, write bool) (*Memory, error) {
+	return OpenCached(path, write, nil)
+}
+
+// OpenCached is Open for a caller who knows which memory the kernel maps
+// through the caches. On arm64 that is what is System RAM at the top level of
+// /proc/iomem, also where something is reserved in it (pfn_is_map_memory in
+// arch/arm64/mm/init.c, v6.12); on x86 it is all memory, whatever cached says.
+func OpenCached(path string, write bool, cached phys.Set) (*Memory, error) {
 	flags, prot := os.O_RDONLY, unix.PROT_READ
 	if write {
 		flags, prot = os.O_RDWR, unix.PROT_READ|unix.PROT_WRITE
@@ -38,7 +50,35 @@ func Open(path string, write bool) (*Memory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open physical memory: %w", err)
 	}
-	return &Memory{file: f, prot: prot}, nil
+	if allCached {
+		cached = phys.Set{{End: addressTop}}
+	}
+	return &Memory{file: f, prot: prot, cached: cached.AlignIn(pageSize)}, nil
+}
+
+// addressTop is the end of what a CPU addresses.
+const addressTop = 4096 * phys.TiB
+
+// pageSize is the running kernel's.
+var pageSize = uint64(os.Getpagesize())
+
+// Uncached returns what of s is device memory: many times slower than other
+// memory.
+func (m *Memory) Uncached(s phys.Set) phys.Set { return s.Minus(m.cached) }
+
+// run returns the first bytes of r, at most limit, that are of one kind.
+func (m *Memory) run(r phys.Range, limit uint64) (first phys.Range, cached bool) {
+	first = phys.Range{Start: r.Start, End: r.Start + min(limit, r.Size())}
+	for _, c := range m.cached {
+		switch {
+		case c.End <= first.Start:
+		case c.Start <= first.Start:
+			return phys.Range{Start: first.Start, End: min(first.End, c.End)}, true
+		default:
+			return phys.Range{Start: first.Start, End: min(first.End, c.Start)}, false
+		}
+	}
+	return first, false
 }
 
 // Close gives the device back; mappings that Map returned stay valid.
@@ -59,11 +99,20 @@ type Mapping struct {
 	bytes []byte
 }
 
-// Map maps r, of any alignment.
+// Map maps r, of any alignment. Device memory it doesn't map: Go code is not
+// aligned in what it does with slices.
 func (m *Memory) Map(r phys.Range) (*Mapping, error) {
-	start := phys.AlignDown(r.Start, phys.PageSize)
-	end, ok := phys.AlignUp(r.End, phys.PageSize)
-	if !ok || r.Empty() || end > 1<<52 {
+	if len(m.Uncached(phys.NewSet(r))) > 0 {
+		return nil, fmt.Errorf("map physical memory %v: device memory, in whole or in part", r)
+	}
+	return m.mmap(r)
+}
+
+// mmap maps r, of one kind: a mapping has the kind of its first page.
+func (m *Memory) mmap(r phys.Range) (*Mapping, error) {
+	start := phys.AlignDown(r.Start, pageSize)
+	end, ok := phys.AlignUp(r.End, pageSize)
+	if !ok || r.Empty() || end > addressTop {
 		return nil, fmt.Errorf("map physical memory %v: empty, or beyond what a CPU addresses", r)
 	}
 	pages, err := unix.Mmap(int(m.file.Fd()), int64(start), int(end-start), m.prot, unix.MAP_SHARED|unix.MAP_POPULATE)
@@ -89,23 +138,24 @@ const MapWindow = 64 * phys.MiB
 
 // ReadPhys copies memory at addr into p.
 func (m *Memory) ReadPhys(p []byte, addr uint64) error {
-	return m.each(p, addr, func(part, mem []byte) { copy(part, mem) })
+	return m.each(p, addr, func(part []byte, mem area) { mem.load(part) })
 }
 
 // WritePhys copies p to memory at addr, through the caches: it is still there
-// after a reset. Copy is faster and does not promise that.
+// after a reset, and a kernel sees it that runs with its caches off. On x86
+// Copy is faster and does not promise that.
 func (m *Memory) WritePhys(p []byte, addr uint64) error {
-	return m.each(p, addr, func(part, mem []byte) {
-		copy(mem, part)
-		flush(mem)
+	return m.each(p, addr, func(part []byte, mem area) {
+		mem.store(part)
+		mem.flush()
 	})
 }
 
 // Zero clears r.
 func (m *Memory) Zero(r phys.Range) error {
 	for r.Size() > 0 {
-		part := phys.Range{Start: r.Start, End: min(r.End, r.Start+MapWindow)}
-		if err := m.touch(part, func(mem []byte) { clear(mem); flush(mem) }); err != nil {
+		part, _ := m.run(r, MapWindow)
+		if err := m.touch(part, func(mem area) { mem.clear(); mem.flush() }); err != nil {
 			return fmt.Errorf("clear %v: %w", part, err)
 		}
 		r.Start = part.End
@@ -113,42 +163,55 @@ func (m *Memory) Zero(r phys.Range) error {
 	return nil
 }
 
-func (m *Memory) each(p []byte, addr uint64, move func(part, mem []byte)) error {
+func (m *Memory) each(p []byte, addr uint64, move func(part []byte, mem area)) error {
+	all, ok := phys.Sized(addr, uint64(len(p)))
+	if !ok {
+		return fmt.Errorf("physical memory at %#x: beyond 64 bits", addr)
+	}
 	for len(p) > 0 {
-		n := min(uint64(len(p)), MapWindow)
-		r, ok := phys.Sized(addr, n)
-		if !ok {
-			return fmt.Errorf("physical memory at %#x: beyond 64 bits", addr)
-		}
-		part := p[:n]
-		if err := m.touch(r, func(mem []byte) { move(part, mem) }); err != nil {
+		r, _ := m.run(all, MapWindow)
+		part := p[:r.Size()]
+		if err := m.touch(r, func(mem area) { move(part, mem) }); err != nil {
 			return err
 		}
-		p, addr = p[n:], r.End
+		p, all.Start = p[r.Size():], r.End
 	}
 	return nil
 }
 
-// View runs f over the memory in r itself, which must not be larger than
-// MapWindow.
+// View runs f over the memory in r, which must not be larger than MapWindow:
+// over the memory itself, or over a copy if it is device memory. f only reads.
 func (m *Memory) View(r phys.Range, f func(b []byte)) error {
 	if r.Size() > MapWindow {
 		return fmt.Errorf("view physical memory %v: larger than %d bytes", r, MapWindow)
 	}
-	return m.touch(r, f)
+	if len(m.Uncached(phys.NewSet(r))) > 0 {
+		b := make([]byte, r.Size())
+		if err := m.ReadPhys(b, r.Start); err != nil {
+			return err
+		}
+		f(b)
+		return nil
+	}
+	return m.touch(r, func(mem area) { f(mem.bytes) })
 }
 
-// touch runs f over r. Memory that can't be reached (SIGBUS) is an error,
+// touch runs f over r, of one kind. Memory that can't be reached (SIGBUS) is an error,
 // not the end of the program.
-func (m *Memory) touch(r phys.Range, f func(mem []byte)) (err error) {
-	mapping, err := m.Map(r)
+func (m *Memory) touch(r phys.Range, f func(mem area)) (err error) {
+	mapping, err := m.mmap(r)
 	if err != nil {
 		return err
 	}
 	defer mapping.Close()
 	defer recoverFault(&err, r)()
-	f(mapping.Bytes())
+	f(m.area(mapping, r.Start))
 	return nil
+}
+
+func (m *Memory) area(mapping *Mapping, at uint64) area {
+	_, cached := m.run(phys.Range{Start: at, End: at + 1}, 1)
+	return area{mapping.bytes, at, cached}
 }
 
 // recoverFault turns a fault in the caller into *err: defer recoverFault(&err, r)().
@@ -177,7 +240,7 @@ func (m *Memory) Copy(copies []phys.Copy, workers int, progress func(done uint64
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
-		todo  = windows(copies)
+		todo  = m.windows(copies)
 		bytes uint64
 		first error
 	)
@@ -224,11 +287,20 @@ const (
 	maxKept = 128
 )
 
-// windows cuts copies into parts of at most copyWindow.
-func windows(copies []phys.Copy) (parts []phys.Copy) {
+// windows cuts copies into parts of at most copyWindow that are of one kind of
+// memory each, and are from one.
+func (m *Memory) windows(copies []phys.Copy) (parts []phys.Copy) {
 	for _, c := range copies {
-		for off := uint64(0); off < c.Size; off += copyWindow {
-			parts = append(parts, phys.Copy{Src: c.Src + off, Dst: c.Dst + off, Size: min(copyWindow, c.Size-off)})
+		if c.SrcRange().Size() != c.Size || c.DstRange().Size() != c.Size {
+			parts = append(parts, c) // it wraps: mmap says so
+			continue
+		}
+		for c.Size > 0 {
+			src, _ := m.run(c.SrcRange(), copyWindow)
+			dst, _ := m.run(c.DstRange(), copyWindow)
+			n := min(src.Size(), dst.Size())
+			parts = append(parts, phys.Copy{Src: c.Src, Dst: c.Dst, Size: n})
+			c = phys.Copy{Src: c.Src + n, Dst: c.Dst + n, Size: c.Size - n}
 		}
 	}
 	return parts
@@ -241,18 +313,22 @@ func (m *Memory) copy(c phys.Copy) (err error) {
 			err = fmt.Errorf("copy %v: %w", c, err)
 		}
 	}()
-	src, err := m.Map(c.SrcRange())
+	src, err := m.mmap(c.SrcRange())
 	if err != nil {
 		return err
 	}
 	defer m.keep(src)
-	dst, err := m.Map(c.DstRange())
+	dst, err := m.mmap(c.DstRange())
 	if err != nil {
 		return err
 	}
 	defer m.keep(dst)
 	defer recoverFault(&err, c.SrcRange())()
-	copy(dst.Bytes(), src.Bytes())
+	to := m.area(dst, c.Dst)
+	copyArea(to, m.area(src, c.Src))
+	if flushCopies {
+		to.flush()
+	}
 	return nil
 }
 

@@ -26,7 +26,7 @@ func device(t *testing.T, size int) (*Memory, []byte) {
 	if err := os.WriteFile(path, noise, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m, err := Open(path, true)
+	m, err := OpenCached(path, true, phys.Set{{End: addressTop}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,12 +138,15 @@ func TestFaults(t *testing.T) {
 		{"wrapping copy", func(m *Memory) error { return m.Copy([]phys.Copy{{Src: ^uint64(0) - 1, Dst: 0, Size: 16}}, 1, nil) }, "empty, or beyond"},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			m, _ := device(t, size)
-			if err := tt.do(m); err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("got %v, want an error with %q", err, tt.want)
-			}
-		})
+		for _, kind := range []string{"all cached", "none cached"} {
+			t.Run(tt.name+", "+kind, func(t *testing.T) {
+				m, _ := device(t, size)
+				m.cached = kinds[kind]
+				if err := tt.do(m); err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("got %v, want an error with %q", err, tt.want)
+				}
+			})
+		}
 	}
 }
 

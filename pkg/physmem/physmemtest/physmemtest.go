@@ -49,6 +49,9 @@ type Memory struct {
 	// Bad memory faults when it is read or written, as after an uncorrectable
 	// error.
 	Bad phys.Set
+	// Device memory is what Uncached tells of. Reads and writes there are as
+	// good as elsewhere.
+	Device phys.Set
 	// Writable is where writes are expected; nil for all of RAM.
 	Writable phys.Set
 	// BeforeWrite, if not nil, may refuse a write.
@@ -138,6 +141,9 @@ func (m *Memory) Copy(copies []phys.Copy, _ int, progress func(done uint64)) err
 	}
 	return nil
 }
+
+// Uncached returns what of s is device memory.
+func (m *Memory) Uncached(s phys.Set) phys.Set { return s.Intersect(m.Device) }
 
 // Set puts b at addr without recording it: what firmware, or a running
 // kernel, left there.

@@ -108,3 +108,15 @@ func TestWritable(t *testing.T) {
 		t.Errorf("3 of 5 writes leave what is writable, %d failed the test", f.n)
 	}
 }
+
+func TestUncached(t *testing.T) {
+	m := physmemtest.New(t, phys.Set{{Start: 0x10000, End: 0x50000}})
+	all := phys.Set{{Start: 0x10000, End: 0x40000}}
+	if got := m.Uncached(all); len(got) != 0 {
+		t.Errorf("uncached by default: %v, want none", got)
+	}
+	m.Device = phys.Set{{Start: 0x30000, End: 0x50000}}
+	if diff := cmp.Diff(phys.Set{{Start: 0x30000, End: 0x40000}}, m.Uncached(all)); diff != "" {
+		t.Errorf("uncached (-want +got):\n%s", diff)
+	}
+}

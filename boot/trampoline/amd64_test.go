@@ -19,47 +19,47 @@ const (
 )
 
 // valid returns parameters that Build takes; each test changes one.
-func valid() Params {
-	return Params{Base: 0x1800_0000, Entry: stockInit, BootParams: 0x3fff_0000, MapTop: 4 * phys.GiB}
+func validAMD64() AMD64Params {
+	return AMD64Params{Base: 0x1800_0000, Entry: stockInit, BootParams: 0x3fff_0000, MapTop: 4 * phys.GiB}
 }
 
-func TestCodeIsRebuilt(t *testing.T) {
-	if got := boottest.Assemble(t, "amd64", "trampoline.bin"); !bytes.Equal(got, code) {
-		t.Errorf("amd64/trampoline.bin: %d bytes that differ from the %d that trampoline.S gives; run make in amd64", len(code), len(got))
+func TestAMD64IsRebuilt(t *testing.T) {
+	if got := boottest.Assemble(t, "amd64", "trampoline.bin"); !bytes.Equal(got, amd64Code) {
+		t.Errorf("amd64/trampoline.bin: %d bytes that differ from the %d that trampoline.S gives; run make in amd64", len(amd64Code), len(got))
 	}
 }
 
-// TestOffsets compares the constants of trampoline.go with trampoline.S's
+// TestAMD64Offsets compares the constants of amd64.go with trampoline.S's
 // own, which it carries as a table behind the parameters.
-func TestOffsets(t *testing.T) {
+func TestAMD64Offsets(t *testing.T) {
 	const offTable = 0x20
-	if got, want := string(code[0x08:0x10]), "WCTRAM01"; got != want {
+	if got, want := string(amd64Code[0x08:0x10]), "WCTRAM01"; got != want {
 		t.Fatalf("magic: got %q, want %q", got, want)
 	}
 	var got []int
-	for i := range int(binary.LittleEndian.Uint16(code[offTable:])) {
-		got = append(got, int(binary.LittleEndian.Uint16(code[offTable+2+2*i:])))
+	for i := range int(binary.LittleEndian.Uint16(amd64Code[offTable:])) {
+		got = append(got, int(binary.LittleEndian.Uint16(amd64Code[offTable+2+2*i:])))
 	}
 	want := []int{offEntry, offBootParams, offStackTop, offTables + identmap.PML5, offTables + identmap.PML4}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("offsets (-trampoline.go +trampoline.S):\n%s", diff)
+		t.Errorf("offsets (-amd64.go +trampoline.S):\n%s", diff)
 	}
-	if !bytes.Equal(code[offEntry:offTable], make([]byte, offTable-offEntry)) {
+	if !bytes.Equal(amd64Code[offEntry:offTable], make([]byte, offTable-offEntry)) {
 		t.Error("parameters in trampoline.bin: not all zero")
 	}
 }
 
-func TestBuild(t *testing.T) {
-	p := valid()
+func TestBuildAMD64(t *testing.T) {
+	p := validAMD64()
 	p.MapTop = 6*phys.GiB - 1
-	image, err := Build(p)
+	image, err := BuildAMD64(p)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, want := len(image), basicSize+2*0x1000; got != want {
 		t.Errorf("image: %#x bytes, want %#x", got, want)
 	}
-	want := bytes.Clone(code)
+	want := bytes.Clone(amd64Code)
 	copy(want[0x10:], []byte{0x00, 0x02, 0x00, 0x40, 0, 0, 0, 0}) // entry
 	copy(want[0x18:], []byte{0x00, 0x00, 0xff, 0x3f, 0, 0, 0, 0}) // boot_params
 	want = append(want, make([]byte, offTables-len(want))...)
@@ -73,43 +73,43 @@ func TestBuild(t *testing.T) {
 	if !bytes.Equal(image[offTables:], tables) {
 		t.Error("page tables: not those of [0, 6 GiB)")
 	}
-	again, err := Build(p)
+	again, err := BuildAMD64(p)
 	if err != nil || !bytes.Equal(image, again) {
 		t.Errorf("second Build: not the same image (error %v)", err)
 	}
 }
 
-func TestBuildLimits(t *testing.T) {
+func TestBuildAMD64Limits(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		edit func(*Params)
+		edit func(*AMD64Params)
 		size int
 		want string // in the error; empty: no error
 	}{
-		{"as it is", func(*Params) {}, basicSize, ""},
-		{"no top", func(p *Params) { p.MapTop = 0 }, basicSize, ""},
-		{"largest map", func(p *Params) { p.MapTop = MaxMapTop }, int(MaxSize), ""},
-		{"highest base", func(p *Params) { p.Base = 4*phys.GiB - basicSize }, basicSize, ""},
-		{"highest boot_params", func(p *Params) { p.BootParams = 4*phys.GiB - 0x1000 }, basicSize, ""},
-		{"entry behind the image", func(p *Params) { p.Entry = p.Base + basicSize }, basicSize, ""},
+		{"as it is", func(*AMD64Params) {}, basicSize, ""},
+		{"no top", func(p *AMD64Params) { p.MapTop = 0 }, basicSize, ""},
+		{"largest map", func(p *AMD64Params) { p.MapTop = MaxMapTop }, int(AMD64MaxSize), ""},
+		{"highest base", func(p *AMD64Params) { p.Base = 4*phys.GiB - basicSize }, basicSize, ""},
+		{"highest boot_params", func(p *AMD64Params) { p.BootParams = 4*phys.GiB - 0x1000 }, basicSize, ""},
+		{"entry behind the image", func(p *AMD64Params) { p.Entry = p.Base + basicSize }, basicSize, ""},
 
-		{"map too large", func(p *Params) { p.MapTop = MaxMapTop + 1 }, 0, "map memory up to 0x8000000001"},
-		{"base not aligned", func(p *Params) { p.Base++ }, 0, "base: 0x18000001: not a multiple"},
-		{"base too low", func(p *Params) { p.Base = 0 }, 0, "base: 0x8000 bytes at 0x0: outside"},
-		{"base not mapped", func(p *Params) { p.Base = 4*phys.GiB - basicSize + 0x1000 }, 0, "base: 0x8000 bytes at 0xffff9000: outside"},
-		{"base wraps", func(p *Params) { p.Base = 1<<64 - 0x1000 }, 0, "base: 0x8000 bytes at 0xfffffffffffff000: outside"},
-		{"no entry", func(p *Params) { p.Entry = 0 }, 0, "entry: 0x0: not in"},
-		{"entry not mapped", func(p *Params) { p.Entry = 4 * phys.GiB }, 0, "entry: 0x100000000: not in"},
-		{"entry in the image", func(p *Params) { p.Entry = p.Base + 0x200 }, 0, "entry: 18000200-18000200: in the image"},
-		{"no boot_params", func(p *Params) { p.BootParams = 0 }, 0, "boot_params: 0x0: not in"},
-		{"boot_params not mapped", func(p *Params) { p.BootParams = 4*phys.GiB - 0xfff }, 0, "boot_params: 0xfffff001: not in"},
-		{"boot_params wraps", func(p *Params) { p.BootParams = 1<<64 - 1 }, 0, "boot_params: 0xffffffffffffffff: not in"},
-		{"boot_params in the image", func(p *Params) { p.BootParams = p.Base - 1 }, 0, "in the image"},
+		{"map too large", func(p *AMD64Params) { p.MapTop = MaxMapTop + 1 }, 0, "map memory up to 0x8000000001"},
+		{"base not aligned", func(p *AMD64Params) { p.Base++ }, 0, "base: 0x18000001: not a multiple"},
+		{"base too low", func(p *AMD64Params) { p.Base = 0 }, 0, "base: 0x8000 bytes at 0x0: outside"},
+		{"base not mapped", func(p *AMD64Params) { p.Base = 4*phys.GiB - basicSize + 0x1000 }, 0, "base: 0x8000 bytes at 0xffff9000: outside"},
+		{"base wraps", func(p *AMD64Params) { p.Base = 1<<64 - 0x1000 }, 0, "base: 0x8000 bytes at 0xfffffffffffff000: outside"},
+		{"no entry", func(p *AMD64Params) { p.Entry = 0 }, 0, "entry: 0x0: not in"},
+		{"entry not mapped", func(p *AMD64Params) { p.Entry = 4 * phys.GiB }, 0, "entry: 0x100000000: not in"},
+		{"entry in the image", func(p *AMD64Params) { p.Entry = p.Base + 0x200 }, 0, "entry: 18000200-18000200: in the image"},
+		{"no boot_params", func(p *AMD64Params) { p.BootParams = 0 }, 0, "boot_params: 0x0: not in"},
+		{"boot_params not mapped", func(p *AMD64Params) { p.BootParams = 4*phys.GiB - 0xfff }, 0, "boot_params: 0xfffff001: not in"},
+		{"boot_params wraps", func(p *AMD64Params) { p.BootParams = 1<<64 - 1 }, 0, "boot_params: 0xffffffffffffffff: not in"},
+		{"boot_params in the image", func(p *AMD64Params) { p.BootParams = p.Base - 1 }, 0, "in the image"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := valid()
+			p := validAMD64()
 			c.edit(&p)
-			image, err := Build(p)
+			image, err := BuildAMD64(p)
 			if len(image) != c.size {
 				t.Errorf("image: %#x bytes, want %#x", len(image), c.size)
 			}
@@ -126,8 +126,8 @@ func TestBuildLimits(t *testing.T) {
 	}
 }
 
-// TestIntegrationTrampoline enters a payload far from the image through it.
-func TestIntegrationTrampoline(t *testing.T) {
+// TestIntegrationAMD64 enters a payload far from the image through it.
+func TestIntegrationAMD64(t *testing.T) {
 	const (
 		base       = 0x1000_0000
 		entry      = 0x3000_0200        // not mapped by the entry's tables
@@ -135,7 +135,7 @@ func TestIntegrationTrampoline(t *testing.T) {
 		far        = bootParams + 1<<27 // DISTANT in payload.S
 		result     = 0x60_0000          // RESULT in payload.S
 	)
-	boot := boottest.Assemble(t, "../boottest/testdata", "testboot.bin")
+	boot := boottest.Assemble(t, "../boottest/testdata/amd64", "testboot.bin")
 	payload := boottest.Assemble(t, "amd64/testdata", "payload.bin")
 	for _, c := range []struct {
 		name  string
@@ -147,11 +147,11 @@ func TestIntegrationTrampoline(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			image, err := Build(Params{Base: base, Entry: entry, BootParams: bootParams, MapTop: 6 * phys.GiB})
+			image, err := BuildAMD64(AMD64Params{Base: base, Entry: entry, BootParams: bootParams, MapTop: 6 * phys.GiB})
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := boottest.Machine{
+			r := boottest.AMD64Machine{
 				CPUs: 1, Flags: c.flags, Entry: base, Memory: "6G",
 				Load: map[uint64][]byte{
 					base:       image,

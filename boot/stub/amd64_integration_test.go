@@ -66,9 +66,9 @@ const (
 	atTriple   = 8
 )
 
-// TestIntegrationStub crashes a bare machine into the stub and reads what it
+// TestIntegrationAMD64 crashes a bare machine into the stub and reads what it
 // left in memory when it has reset the machine.
-func TestIntegrationStub(t *testing.T) {
+func TestIntegrationAMD64(t *testing.T) {
 	const (
 		base   = 0x1000_0000
 		where  = 0x2002_0000 // of the record: a page that the entry's tables don't map
@@ -78,7 +78,7 @@ func TestIntegrationStub(t *testing.T) {
 	// this machine; using it shows that it was the register that did it.
 	fast := ResetRegister{Space: SpaceIO, Address: 0x92, Value: 0x01}
 	four := []uint32{0, 1, 2, 3}
-	boot := boottest.Assemble(t, "../boottest/testdata", "testboot.bin")
+	boot := boottest.Assemble(t, "../boottest/testdata/amd64", "testboot.bin")
 	type want struct {
 		apic, expected, flushed uint32
 		bitmap                  byte
@@ -107,17 +107,17 @@ func TestIntegrationStub(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			p := Params{
+			p := AMD64Params{
 				Base: base, Record: where, LowPage: 0x9000,
 				Nonce:   [16]byte([]byte("nonce of the day")),
 				APICIDs: c.ids, BSP: 0,
 				ResetRegister: c.reset, Skip: c.skip,
 			}
-			image, start, err := Build(p)
+			image, start, err := BuildAMD64(p)
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := boottest.Machine{
+			r := boottest.AMD64Machine{
 				CPUs: 4, Crash: c.crash, Flags: c.flags, Entry: start,
 				Load: map[uint64][]byte{
 					base:  image,

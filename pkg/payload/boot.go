@@ -1,6 +1,7 @@
 package payload
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -24,11 +25,19 @@ const (
 
 // boot starts an entry; it returns only with the reason why it could not.
 func (p *Payload) boot(e normalboot.Entry) error {
-	kernel, err := readKernel(e.Kernel)
+	kernel, err := p.readKernel(e.Kernel)
 	if err != nil {
 		return err
 	}
-	l := segments.Linux{Kernel: kernel, BootParams: p.sys.BootParams()}
+	own, err := p.sys.OwnRAM()
+	if err != nil {
+		p.log.Error("the payload's own memory", "error", err, "so", "all of the kernel to kexec_load")
+	}
+	nonce := p.sys.Nonce()
+	l := segments.Linux{
+		Kernel: kernel, BootParams: p.sys.BootParams(),
+		Tree: p.sys.DeviceTree(), Own: own, Handoff: p.opts.Handoff, Seed: binary.LittleEndian.Uint64(nonce[:]),
+	}
 	if e.Initrd.Exists() {
 		n, err := e.Initrd.Size(maxInitrd)
 		if err != nil {
@@ -52,7 +61,7 @@ func (p *Payload) boot(e normalboot.Entry) error {
 	return errors.Join(err, p.bootUnplanned(e, l))
 }
 
-func readKernel(f normalboot.File) (*segments.BzImage, error) {
+func (p *Payload) readKernel(f normalboot.File) (segments.Kernel, error) {
 	n, err := f.Size(maxKernel)
 	if err != nil {
 		return nil, err
@@ -61,7 +70,7 @@ func readKernel(f normalboot.File) (*segments.BzImage, error) {
 	if n, err := f.ReadAt(b, 0); n < len(b) {
 		return nil, fmt.Errorf("read %s: %w", f.Path, err)
 	}
-	kernel, err := segments.ParseBzImage(b)
+	kernel, err := segments.Parse(p.sys.Arch().Name, b)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
@@ -79,9 +88,22 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 	if len(dropped) > 0 {
 		p.log.Warn("boot entry's parameters left out", "parameters", fmt.Sprint(dropped))
 	}
+	if err := p.plan.CheckKernel(l.Kernel.PageSize()); err != nil {
+		return err
+	}
+	if kind == plan.Capture {
+		header := b.Capture.CoreHeader
+		if !p.plan.Handoff.Contains(header) {
+			return fmt.Errorf("ELF core header %v: not in the handoff area", header)
+		}
+		l.CoreHeader = make([]byte, header.Size())
+		if err := p.mem.ReadPhys(l.CoreHeader, header.Start); err != nil {
+			return fmt.Errorf("ELF core header: %w", err)
+		}
+	}
 	l.Map = p.plan.NextMap(kind)
 	l.Allowed = p.plan.Boot
-	img, err := segments.AMD64(l)
+	img, err := segments.Place(l)
 	if err != nil {
 		return err
 	}
@@ -122,7 +144,7 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 		}
 		p.log.Warn("boot entry not recorded", "error", err)
 	}
-	p.log.Info("normal kernel", "boot", kind, "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
+	p.log.Info("normal kernel", "boot", kind, "title", e.Title, "kernel", l.Kernel, "cmdline", l.Cmdline)
 	p.storeLog()
 	p.log.Info("start") // on the console only: all of the above is in H
 	return p.sys.Reboot()
@@ -133,18 +155,18 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
 	l.Cmdline = e.Cmdline
 	l.Map = p.firmware.Normalize()
-	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.Set{plan.Low, p.opts.Handoff})
+	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.Set{p.sys.Arch().Low, p.opts.Handoff})
 	entry, load, err := p.placeUnplanned(e, l)
 	if err != nil {
 		p.log.Warn("place the kernel", "error", err, "so", "all of it to kexec_load")
-		if entry, load, err = loadWhole(e, l); err != nil {
+		if entry, load, err = p.loadWhole(e, l); err != nil {
 			return err
 		}
 	}
 	if err := p.sys.Load(entry, load); err != nil {
 		return err
 	}
-	p.log.Info("normal kernel", "boot", "without dumps", "title", e.Title, "kernel", l.Kernel.Version, "cmdline", l.Cmdline)
+	p.log.Info("normal kernel", "boot", "without dumps", "title", e.Title, "kernel", l.Kernel, "cmdline", l.Cmdline)
 	p.storeLog()
 	return p.sys.Reboot()
 }
@@ -154,16 +176,15 @@ func (p *Payload) placeUnplanned(e normalboot.Entry, l segments.Linux) (entry ui
 	if p.mem == nil {
 		return 0, nil, errors.New("physical memory is not open")
 	}
-	own, err := p.sys.OwnRAM()
+	if len(l.Own) == 0 {
+		return 0, nil, errors.New("the payload's own memory is not known")
+	}
+	l.Allowed = l.Allowed.Minus(l.Own)
+	img, err := segments.Place(l)
 	if err != nil {
 		return 0, nil, err
 	}
-	l.Allowed = l.Allowed.Minus(own)
-	img, err := segments.AMD64(l)
-	if err != nil {
-		return 0, nil, err
-	}
-	if err := p.forget(own); err != nil {
+	if err := p.forget(l.Own); err != nil {
 		return 0, nil, err
 	}
 	if err := p.place(img, e.Initrd); err != nil {
@@ -184,8 +205,13 @@ func (p *Payload) forget(own phys.Set) error {
 
 // loadWhole gives everything to kexec_load, which takes no more than half of
 // the payload's memory: enough for most kernels.
-func loadWhole(e normalboot.Entry, l segments.Linux) (entry uint64, load []phys.Segment, err error) {
-	img, err := segments.AMD64(l)
+func (p *Payload) loadWhole(e normalboot.Entry, l segments.Linux) (entry uint64, load []phys.Segment, err error) {
+	if p.sys.Arch() == plan.ARM64 {
+		// kexec writes through the kernel's linear map, where only its own
+		// memory is (arch/arm64/kernel/relocate_kernel.S, v6.12).
+		l.Allowed = l.Own
+	}
+	img, err := segments.Place(l)
 	if err != nil {
 		return 0, nil, err
 	}

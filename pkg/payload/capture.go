@@ -63,7 +63,7 @@ func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
 		}
 		notes = append(notes, n)
 		found, _ := elfcore.ParseNotes(text)
-		if status, err := elfcore.PRStatuses(elfcore.MachineAMD64, found); err == nil && len(status) > 0 {
+		if status, err := elfcore.PRStatuses(p.plan.Arch.Machine, found); err == nil && len(status) > 0 {
 			registers++
 		}
 	}
@@ -93,7 +93,7 @@ func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
 	if info.Size > 0 {
 		notes = append(notes, info)
 	}
-	h, warnings := p.plan.CoreHeader(elfcore.MachineAMD64, notes, b.Mapping)
+	h, warnings := p.plan.CoreHeader(notes, b.Mapping)
 	for _, w := range warnings {
 		p.log.Warn("ELF core header", "warning", w)
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/normalboot"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -44,9 +45,11 @@ type machine struct {
 	tb  testing.TB
 	mem *physmemtest.Memory
 
+	arch     plan.Arch
 	firmware memmap.Map
 	own      phys.Set
-	params   []byte
+	params   []byte           // x86
+	tree     *devicetree.Tree // arm64
 	entries  []normalboot.Entry
 	looked   []string
 	cmdline  string // the payload kernel's
@@ -68,6 +71,7 @@ type machine struct {
 func newMachine(t testing.TB) *machine {
 	return &machine{
 		tb:       t,
+		arch:     plan.AMD64,
 		mem:      physmemtest.New(t, firmwareMap.Set(memmap.RAM)),
 		firmware: firmwareMap,
 		own:      phys.NewSet(span(0x1000, 0x9f000), window),
@@ -163,11 +167,13 @@ func (m *machine) Wait(time.Duration) {
 	}
 }
 
-func (m *machine) BootParams() []byte { return m.params }
-func (m *machine) RSDP(Memory) uint64 { return 0xf5a40 }
-func (m *machine) Now() time.Time     { return m.now }
-func (m *machine) Nonce() [16]byte    { return [16]byte{0: 0xee, 1: byte(m.boots)} }
-func (m *machine) CPUs() int          { return 2 }
+func (m *machine) Arch() plan.Arch              { return m.arch }
+func (m *machine) BootParams() []byte           { return m.params }
+func (m *machine) DeviceTree() *devicetree.Tree { return m.tree }
+func (m *machine) RSDP(Memory) uint64           { return 0xf5a40 }
+func (m *machine) Now() time.Time               { return m.now }
+func (m *machine) Nonce() [16]byte              { return [16]byte{0: 0xee, 1: byte(m.boots)} }
+func (m *machine) CPUs() int                    { return 2 }
 
 // result is what a run of the payload came to.
 type result struct {
@@ -176,6 +182,7 @@ type result struct {
 	started bool // a kernel
 	cmdline string
 	ram     phys.Set // of the started kernel
+	tree    *devicetree.Tree
 	soft    phys.Set
 	code    []byte // at the kernel's entry
 	initrd  []byte
@@ -234,6 +241,10 @@ func (m *machine) readKernel(r *result) {
 	}
 	le := binary.LittleEndian
 	params := m.loaded[0].Data[0x10:]
+	if m.arch == plan.ARM64 {
+		m.readTree(r, get, le.Uint64(params), le.Uint64(params[8:]))
+		return
+	}
 	entry, zero := le.Uint64(params), get(le.Uint64(params[8:]), phys.PageSize)
 	r.code = get(entry-0x200, 4096)
 	u32 := func(off int) uint64 { return uint64(le.Uint32(zero[off:])) }
@@ -253,7 +264,7 @@ func (m *machine) readKernel(r *result) {
 // plan is the machine's plan, made as the payload makes it.
 func (m *machine) plan() *plan.Plan {
 	m.tb.Helper()
-	p, err := plan.Make(plan.Input{Firmware: m.firmware, Policy: plan.Policy{Window: phys.NewSet(window), Handoff: DefaultHandoff}})
+	p, err := plan.Make(plan.Input{Arch: plan.AMD64, Firmware: m.firmware, Policy: plan.Policy{Window: phys.NewSet(window), Handoff: DefaultHandoff}})
 	if err != nil {
 		m.tb.Fatal(err)
 	}

@@ -16,7 +16,7 @@ var Version = "development"
 // Options are the warmcore.* parameters of the payload kernel's command line.
 type Options struct {
 	Window     phys.Set   // warmcore.window=SIZE@ADDR[,...]; default: the payload kernel's RAM
-	Handoff    phys.Range // warmcore.handoff=SIZE@ADDR
+	Handoff    phys.Range // warmcore.handoff=SIZE@ADDR; empty: the device tree's, or DefaultHandoff
 	Lost       phys.Set   // warmcore.lost=SIZE@ADDR[,...]: firmware overwrites it at each reset
 	BootMemory uint64     // warmcore.bootmem=SIZE
 	BlockSize  uint64     // warmcore.block=SIZE
@@ -26,14 +26,15 @@ type Options struct {
 	Off        bool // warmcore.off: no dumps, the normal kernel gets all memory
 }
 
-// DefaultHandoff is where H lies without warmcore.handoff=: no x86 firmware
-// that was tried touches it, and every machine with 1 GiB has it.
+// DefaultHandoff is where H lies if neither warmcore.handoff= nor the device
+// tree says: no x86 firmware that was tried touches it, and every PC with 1 GiB
+// has it.
 var DefaultHandoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
 
 // ParseCmdline reads the parameters; unknown and malformed ones are returned
 // as warnings and leave the default, because the machine is to boot anyway.
 func ParseCmdline(cmdline string) (o Options, warnings []string) {
-	o = Options{Handoff: DefaultHandoff, Handover: "auto", Limits: plan.DefaultLimits}
+	o = Options{Handover: "auto", Limits: plan.DefaultLimits}
 	for _, word := range strings.Fields(cmdline) {
 		rest, ok := strings.CutPrefix(word, "warmcore.")
 		if !ok {

@@ -46,7 +46,7 @@ func TestParseCmdline(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			want := Options{Handoff: span(512*mib, 514*mib), Handover: "auto", Limits: plan.Limits{Captures: 5, Attempts: 3}}
+			want := Options{Handover: "auto", Limits: plan.Limits{Captures: 5, Attempts: 3}}
 			tt.change(&want)
 			got, warnings := ParseCmdline(tt.cmdline)
 			if diff := cmp.Diff(want, got); diff != "" {

@@ -24,6 +24,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/normalboot"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -37,17 +38,22 @@ type Memory interface {
 	ReadPhys(p []byte, addr uint64) error
 	WritePhys(p []byte, addr uint64) error
 	Zero(r phys.Range) error
+	// Uncached is what of s can be reached only slowly.
+	Uncached(s phys.Set) phys.Set
 	Copy(copies []phys.Copy, workers int, progress func(done uint64)) error
 }
 
 // System is the machine that the payload runs on.
 type System interface {
+	Arch() plan.Arch
 	// FirmwareMap is the memory map that firmware gave.
 	FirmwareMap() (memmap.Map, error)
-	// OwnRAM is the RAM of the running payload kernel.
+	// OwnRAM is the RAM that the running payload kernel uses for itself.
 	OwnRAM() (phys.Set, error)
-	// BootParams is the running kernel's zero page; nil without one.
+	// BootParams is the running kernel's zero page, DeviceTree its device
+	// tree as the boot loader passed it; nil without one.
 	BootParams() []byte
+	DeviceTree() *devicetree.Tree
 	// RSDP is the address of ACPI's root pointer; 0 if it isn't found.
 	RSDP(Memory) uint64
 	// OpenMemory opens physical memory for writing.
@@ -89,6 +95,9 @@ func New(sys System, log *slog.Logger, logText func() []byte, opts Options, vers
 // Plan makes the plan and the decision without changing anything: all that
 // `warminit -n` does.
 func (p *Payload) Plan() {
+	if p.opts.Handoff.Empty() {
+		p.opts.Handoff = p.placeHandoff()
+	}
 	var err error
 	if p.firmware, err = p.sys.FirmwareMap(); err != nil {
 		p.log.Error("firmware's memory map", "error", err, "so", "boot with the payload's own memory, no dumps")
@@ -109,7 +118,21 @@ func (p *Payload) Plan() {
 		p.log.Error("memory plan", "error", err, "so", "boot with the firmware's map, no dumps")
 		return
 	}
+	if slow := p.mem.Uncached(p.plan.Boot.Union(p.plan.Destination)); len(slow) > 0 {
+		p.log.Warn("slow: this kernel maps boot memory and its destination without caches", "memory", phys.FormatSize(slow.Size()),
+			"so", "reserve it as warmcore,payload in the payload's device tree")
+	}
 	p.decide()
+}
+
+// placeHandoff is where H lies if the command line does not say so.
+func (p *Payload) placeHandoff() phys.Range {
+	if t := p.sys.DeviceTree(); t != nil {
+		if r, ok := memmap.HandoffNode(t); ok {
+			return r
+		}
+	}
+	return DefaultHandoff
 }
 
 // ownMap is what is left to boot with where firmware's map can't be read.
@@ -129,17 +152,18 @@ func (p *Payload) makePlan() (*plan.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	own = own.Minus(phys.Set{plan.Low})
+	own = own.Minus(phys.Set{p.sys.Arch().Low})
 	window := p.opts.Window
 	if len(window) == 0 {
 		window = own
 	}
 	if out := own.Minus(window); len(out) > 0 {
-		return nil, fmt.Errorf("no plan: the payload kernel's own memory %v is outside the window %v; confine it with memmap=", out, window)
+		return nil, fmt.Errorf("no plan: the payload kernel's own memory %v is outside the window %v; confine it (x86: memmap=, device tree: linux,usable-memory-range)", out, window)
 	}
 	in := plan.Input{
+		Arch:        p.sys.Arch(),
 		Firmware:    p.firmware,
-		Overwritten: p.opts.Lost.Union(loaderRanges(p.sys.BootParams())),
+		Overwritten: p.opts.Lost.Union(p.loaderRanges()),
 		Policy: plan.Policy{
 			Window:     window,
 			Handoff:    p.opts.Handoff,
@@ -158,8 +182,11 @@ func (p *Payload) makePlan() (*plan.Plan, error) {
 }
 
 // loaderRanges is where the boot loader put the payload's initramfs.
-func loaderRanges(bootParams []byte) phys.Set {
-	r, ok := segments.RamdiskRange(bootParams)
+func (p *Payload) loaderRanges() phys.Set {
+	r, ok := segments.RamdiskRange(p.sys.BootParams())
+	if t := p.sys.DeviceTree(); t != nil {
+		r, ok = memmap.Initrd(t)
+	}
 	if !ok {
 		return nil
 	}

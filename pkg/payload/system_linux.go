@@ -13,11 +13,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/kexec"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/normalboot"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/physmem"
+	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/segments"
 )
 
@@ -30,20 +32,21 @@ type Linux struct {
 // mountDir is where disks are mounted, in the payload's own memory.
 const mountDir = "/run/warmcore"
 
-// FirmwareMap reads /sys/firmware/memmap, which memmap= does not change; a
-// payload kernel without it (CONFIG_FIRMWARE_MEMMAP) still has the e820
-// table of its zero page.
+// Arch is what this program was built for.
+func (*Linux) Arch() plan.Arch {
+	if runtime.GOARCH == plan.ARM64.Name {
+		return plan.ARM64
+	}
+	return plan.AMD64
+}
+
+// FirmwareMap reads the device tree; without one, /sys/firmware/memmap, which
+// memmap= does not change; a payload kernel without that
+// (CONFIG_FIRMWARE_MEMMAP) still has the e820 table of its zero page.
 func (l *Linux) FirmwareMap() (memmap.Map, error) {
-	m, err := memmap.Sysfs(os.DirFS("/sys/firmware/memmap"))
+	m, err := l.firmwareMap()
 	if err != nil {
-		table, tableErr := segments.E820Table(l.BootParams())
-		if tableErr != nil {
-			return memmap.Map{}, errors.Join(err, tableErr)
-		}
-		if m, tableErr = memmap.E820(table); tableErr != nil {
-			return memmap.Map{}, errors.Join(err, tableErr)
-		}
-		l.Log.Warn("/sys/firmware/memmap", "error", err, "so", "using the zero page's memory map")
+		return memmap.Map{}, err
 	}
 	for _, w := range m.Warnings {
 		l.Log.Warn("firmware's memory map", "warning", w)
@@ -51,8 +54,66 @@ func (l *Linux) FirmwareMap() (memmap.Map, error) {
 	return m, nil
 }
 
-// OwnRAM reads /proc/iomem.
-func (*Linux) OwnRAM() (phys.Set, error) {
+func (l *Linux) firmwareMap() (memmap.Map, error) {
+	if l.Arch() == plan.ARM64 {
+		tree, err := readTree()
+		if err != nil {
+			return memmap.Map{}, err
+		}
+		return memmap.DeviceTree(tree)
+	}
+	m, err := memmap.Sysfs(os.DirFS("/sys/firmware/memmap"))
+	if err == nil {
+		return m, nil
+	}
+	table, tableErr := segments.E820Table(l.BootParams())
+	if tableErr != nil {
+		return memmap.Map{}, errors.Join(err, tableErr)
+	}
+	if m, tableErr = memmap.E820(table); tableErr != nil {
+		return memmap.Map{}, errors.Join(err, tableErr)
+	}
+	l.Log.Warn("/sys/firmware/memmap", "error", err, "so", "using the zero page's memory map")
+	return m, nil
+}
+
+// DeviceTree reads the tree that the kernel was started with; on x86 there is
+// none that describes memory.
+func (l *Linux) DeviceTree() *devicetree.Tree {
+	if l.Arch() != plan.ARM64 {
+		return nil
+	}
+	tree, err := readTree()
+	if err != nil {
+		return nil // FirmwareMap has said why
+	}
+	return tree
+}
+
+func readTree() (*devicetree.Tree, error) {
+	b, err := os.ReadFile("/sys/firmware/fdt")
+	if err != nil {
+		return nil, fmt.Errorf("device tree: %w", err)
+	}
+	tree, err := devicetree.Parse(b)
+	if err != nil {
+		return nil, fmt.Errorf("device tree /sys/firmware/fdt: %w", err)
+	}
+	return tree, nil
+}
+
+// OwnRAM is what /proc/iomem lists, less what is RAM of this kernel only so
+// that it maps it.
+func (l *Linux) OwnRAM() (phys.Set, error) {
+	ram, err := systemRAM()
+	if tree := l.DeviceTree(); tree != nil {
+		ram = ram.Minus(memmap.PayloadReserved(tree))
+	}
+	return ram, err
+}
+
+// systemRAM reads /proc/iomem.
+func systemRAM() (phys.Set, error) {
 	f, err := os.Open("/proc/iomem")
 	if err != nil {
 		return nil, fmt.Errorf("the payload kernel's RAM: %w", err)
@@ -77,6 +138,9 @@ func (*Linux) BootParams() []byte {
 // RSDP asks the zero page, then EFI's table, then searches where the ACPI
 // specification (6.5, section 5.2.5.1) lets a BIOS put it.
 func (l *Linux) RSDP(mem Memory) uint64 {
+	if l.Arch() == plan.ARM64 {
+		return 0 // the device tree tells all
+	}
 	if at := segments.RSDP(l.BootParams()); at != 0 {
 		return at
 	}
@@ -118,8 +182,12 @@ func sum(b []byte) (s byte) {
 }
 
 // OpenMemory opens /dev/mem.
-func (*Linux) OpenMemory() (Memory, error) {
-	m, err := physmem.Open("/dev/mem", true)
+func (l *Linux) OpenMemory() (Memory, error) {
+	cached, err := systemRAM()
+	if err != nil {
+		l.Log.Warn("memory that is mapped with caches", "error", err, "so", "arm64: taking all for slow memory")
+	}
+	m, err := physmem.OpenCached("/dev/mem", true, cached)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/memmap"
@@ -45,7 +46,7 @@ func Check(p *Plan) error {
 			cut(e.Range)
 		}
 	}
-	cut(Low)
+	cut(p.Arch.Low)
 	bounds := phys.Boundaries(cuts)
 
 	for i := 0; i+1 < len(bounds); i++ {
@@ -60,7 +61,7 @@ func Check(p *Plan) error {
 			}
 		}
 		ram := isRAM(p.Firmware, at)
-		above := at >= Low.End
+		above := at >= p.Arch.Low.End
 		switch {
 		case len(held) > 1:
 			fail("%v is both %v", r, held)
@@ -101,15 +102,38 @@ func Check(p *Plan) error {
 		if got, want := isRAM(plain, at), part == "boot" || part == "preserved" || low; got != want {
 			fail("%v (%s): RAM in the plain boot is %v, want %v", r, part, got, want)
 		}
-	}
-	for _, s := range []phys.Set{p.Destination, p.Preserved} {
-		for _, r := range s {
-			if r.Start%p.BlockSize != 0 || r.End%p.BlockSize != 0 {
-				fail("%v is not made of whole memory blocks of %#x", r, p.BlockSize)
+		for _, m := range []memmap.Map{plain, capture} {
+			if part == "handoff" && isKind(m, at, memmap.SoftReserved) {
+				fail("%v (%s) would be given to the kernel later", r, part)
+			}
+			if part == "destination" && !isKind(m, at, memmap.SoftReserved) {
+				fail("%v (%s) is not hidden", r, part)
 			}
 		}
 	}
+	for _, r := range p.Destination {
+		if r.Start%p.BlockSize != 0 || r.End%p.BlockSize != 0 {
+			fail("%v is not made of whole memory blocks of %#x", r, p.BlockSize)
+		}
+		for at := r.Start - p.Arch.InfoBlock; at != r.Start; at += p.Arch.Granule {
+			if !isKind(plain, at, memmap.SoftReserved) || !isKind(capture, at, memmap.SoftReserved) {
+				fail("%v has no info block in front: %#x is not hidden", r, at)
+				break
+			}
+		}
+	}
+	for _, r := range p.Preserved {
+		if -r.Start%p.BlockSize > p.Arch.InfoBlock || r.End%p.BlockSize != 0 {
+			fail("%v is not made of whole memory blocks of %#x, behind an info block of %#x", r, p.BlockSize, p.Arch.InfoBlock)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+func isKind(m memmap.Map, at uint64, kind memmap.Kind) bool {
+	return slices.ContainsFunc(m.Entries, func(e memmap.Entry) bool {
+		return e.Range.Start <= at && at < e.Range.End && e.Kind == kind
+	})
 }
 
 func isRAM(m memmap.Map, at uint64) bool {

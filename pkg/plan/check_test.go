@@ -13,7 +13,7 @@ import (
 
 func mustMake(t *testing.T, ram uint64) *Plan {
 	t.Helper()
-	p, err := Make(Input{Firmware: q35(ram), Policy: usual})
+	p, err := Make(Input{Arch: AMD64, Firmware: q35(ram), Policy: usual})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func TestCheckHeaderFinds(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := mustMake(t, 2*gib)
 			note := registration.Note{Addr: p.Boot[0].Start + 0x2000, Size: 424}
-			h, warnings := p.CoreHeader(elfcore.MachineAMD64, []registration.Note{note}, registration.Mapping{DirectBase: 0xffff888000000000})
+			h, warnings := p.CoreHeader([]registration.Note{note}, registration.Mapping{DirectBase: 0xffff888000000000})
 			if len(warnings) > 0 || len(h.Notes) != 1 {
 				t.Fatalf("header with %d notes, warnings %q", len(h.Notes), warnings)
 			}

@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 
+	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
@@ -100,7 +101,11 @@ func Decide(s Situation) Decision {
 		d.Why = "reset before the agent had armed: early crash or reset"
 	case s.Record != nil && s.Record.Nonce == b.Identity.Nonce:
 		d.Reason = registration.ReasonPanic
-		d.Why = fmt.Sprintf("panic on the CPU with APIC ID %d, caches of %d of %d CPUs flushed", s.Record.APIC, s.Record.Flushed, s.Record.Expected)
+		number := "APIC ID"
+		if b.Identity.Machine == elfcore.MachineARM64 {
+			number = "number"
+		}
+		d.Why = fmt.Sprintf("panic on the CPU with %s %d, caches of %d of %d CPUs flushed", number, s.Record.APIC, s.Record.Flushed, s.Record.Expected)
 	default:
 		d.Reason = registration.ReasonReset
 		d.Why = "armed, and reset without a crash record: watchdog or reset"

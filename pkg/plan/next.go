@@ -30,20 +30,22 @@ func (k Kind) String() string {
 }
 
 // NextMap returns the memory map for the normal kernel. What is not RAM stays
-// as firmware said. Lendable and, in a capture boot, preserved memory is Soft
-// Reserved: the kernel does not touch it by itself, and makes a dax device of
-// each range that the agent can turn into memory (e820_type_to_iores_desc in
-// arch/x86/kernel/e820.c and drivers/dax/hmem, v6.1). The rest is Reserved.
+// as firmware said. Hidden memory is Soft Reserved: the kernel does not touch
+// it by itself, and makes a device of each range that the agent can turn into
+// memory. On x86 it does so by the map (e820_type_to_iores_desc in
+// arch/x86/kernel/e820.c and drivers/dax/hmem, v6.1), on arm64 pkg/segments
+// writes a pmem-region node for each range, neighbours being one. The rest is
+// Reserved.
 func (p *Plan) NextMap(kind Kind) memmap.Map {
 	kinds := []struct {
 		set  phys.Set
 		kind memmap.Kind
 	}{
-		{p.Firmware.Set(memmap.RAM).Intersect(phys.Set{Low}), memmap.RAM},
+		{p.Firmware.Set(memmap.RAM).Intersect(phys.Set{p.Arch.Low}), memmap.RAM},
 		{p.Boot, memmap.RAM},
 		{p.Preserved, memmap.RAM},
-		{p.Lendable(), memmap.SoftReserved},
-		{phys.Set{p.Handoff}.Union(p.Lost).Union(p.Window.Minus(p.Lendable())), memmap.Reserved},
+		{p.Hidden(kind).Minus(p.Preserved), memmap.SoftReserved},
+		{phys.Set{p.Handoff}.Union(p.Lost).Union(p.Window).Minus(p.Hidden(kind)), memmap.Reserved},
 	}
 	if kind == Capture {
 		kinds[2].kind = memmap.SoftReserved
@@ -72,11 +74,13 @@ var ours = []string{"crashkernel=", "elfcorehdr=", "memhp_default_state=", "warm
 // boot. Parameters of the entry that contradict the plan are left out and
 // returned.
 //
-//   - crashkernel=1M holds the stub; kdump's own reservation would waste memory.
+//   - crashkernel= holds the stub; kdump's own reservation would waste memory.
 //   - memhp_default_state=offline and the blacklist (which stops automatic
-//     loading only) keep the kernel from bringing Soft Reserved memory online
+//     loading only) keep the kernel from bringing hidden memory online
 //     before the dump is saved: MHP_DEFAULT_ONLINE_TYPE_ONLINE_AUTO=y in
-//     Debian's 6.12.
+//     Debian's 6.12. On arm64 they also keep user space from looking for
+//     disks in hidden memory, on /dev/pmem0: what a page cache held would
+//     look like one.
 func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (cmdline string, dropped []string) {
 	var words []string
 	fields := strings.Fields(entry)
@@ -92,30 +96,26 @@ func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (cmdline stri
 		words = append(words, w)
 	}
 	words = append(words,
-		"crashkernel=1M",
+		p.Arch.crashkernel,
 		"memhp_default_state=offline",
-		"modprobe.blacklist=kmem,dax_hmem,device_dax",
+		"modprobe.blacklist="+p.Arch.blacklist,
 		fmt.Sprintf("warmcore.handoff=%#x,%#x", p.Handoff.Start, p.Handoff.Size()))
-	if kind == Capture {
+	if kind == Capture && p.Arch.elfcorehdr {
 		words = append(words, fmt.Sprintf("elfcorehdr=%dK@%#x", (header.Size()+phys.KiB-1)/phys.KiB, header.Start))
 	}
 	return strings.Join(append(words, fields[beforeInit:]...), " "), dropped
 }
-
-// defaultDirectBase is where x86-64 maps physical address 0 without KASLR
-// (Documentation/arch/x86/x86_64/mm.rst, v6.12).
-const defaultDirectBase = 0xffff888000000000
 
 // CoreHeader returns the ELF core header of the dump: where each byte that the
 // crashed kernel had is now. A copied piece has its old address in p_paddr
 // and lies at p_offset. Notes that lie outside the dumped memory, or across
 // two pieces of it, are left out and returned as warnings; so is a mapping that
 // can't be true.
-func (p *Plan) CoreHeader(machine uint16, notes []registration.Note, mapping registration.Mapping) (elfcore.Header, []string) {
-	h, warnings := p.coreHeader(machine, notes, mapping)
+func (p *Plan) CoreHeader(notes []registration.Note, mapping registration.Mapping) (elfcore.Header, []string) {
+	h, warnings := p.coreHeader(notes, mapping)
 	if mapping != (registration.Mapping{}) && elfcore.Check(h, p.Destination.Union(p.Preserved)) != nil {
 		var more []string
-		h, more = p.coreHeader(machine, notes, registration.Mapping{})
+		h, more = p.coreHeader(notes, registration.Mapping{})
 		warnings = append(more, fmt.Sprintf("the kernel mapping %#x contradicts itself, left out", mapping))
 	}
 	return h, warnings
@@ -124,8 +124,8 @@ func (p *Plan) CoreHeader(machine uint16, notes []registration.Note, mapping reg
 // minNote is the size of a note's header, in bytes.
 const minNote = 12
 
-func (p *Plan) coreHeader(machine uint16, notes []registration.Note, mapping registration.Mapping) (elfcore.Header, []string) {
-	h := elfcore.Header{Machine: machine}
+func (p *Plan) coreHeader(notes []registration.Note, mapping registration.Mapping) (elfcore.Header, []string) {
+	h := elfcore.Header{Machine: p.Arch.Machine}
 	var warnings []string
 	var taken phys.Set
 	pieces := p.pieces()
@@ -148,15 +148,15 @@ func (p *Plan) coreHeader(machine uint16, notes []registration.Note, mapping reg
 		taken = taken.Union(phys.Set{r})
 		h.Notes = append(h.Notes, elfcore.Note{Phys: n.Addr, Offset: now[0].Dst, Size: n.Size})
 	}
-	// Whole pages only: fs/proc/vmcore.c rounds loads outwards.
-	if text, ok := phys.Sized(mapping.TextPhys, mapping.TextSize&^(phys.PageSize-1)); ok && mapping.TextVirt != 0 && mapping.TextPhys%phys.PageSize == 0 {
+	// Whole pages only, of any size: fs/proc/vmcore.c rounds loads outwards.
+	if text, ok := phys.Sized(mapping.TextPhys, phys.AlignDown(mapping.TextSize, p.Arch.Granule)); ok && mapping.TextVirt != 0 && mapping.TextPhys%p.Arch.Granule == 0 {
 		for _, c := range locate(pieces, text) {
 			h.Loads = append(h.Loads, elfcore.Load{Virt: mapping.TextVirt + (c.Src - mapping.TextPhys), Phys: c.Src, Offset: c.Dst, Size: c.Size})
 		}
 	}
 	base := mapping.DirectBase
 	if base == 0 {
-		base = defaultDirectBase
+		base = p.Arch.defaultDirectBase(p.Firmware.Set(memmap.RAM)[0].Start)
 		warnings = append(warnings, fmt.Sprintf("the base of the direct map is not known, taking %#x", base))
 	}
 	for _, c := range pieces {

@@ -14,12 +14,15 @@
 //	destination (D)  where the payload copies L before; as big as L
 //	preserved        all other RAM: kept as the crashed kernel left it
 //	lost             RAM that the boot loader overwrites outside the window
+//	margin           RAM in front of lent memory that its driver keeps for itself
 //
-// Invariants, which [Check] proves without this package's own arithmetic:
-// the parts are disjoint and are RAM; together they are all of the RAM above
-// 1 MiB; D, and every preserved range, is made of whole memory blocks; copies
-// read L once and write only D; the RAM of a capture boot is L and the first
-// MiB.
+// What depends on the architecture is in [Arch], as data. Invariants, which
+// [Check] proves without this package's own arithmetic: the parts are disjoint
+// and are RAM; together they are all of the RAM, but for the first MiB of
+// x86; D, and every preserved range behind the info block at its start, is
+// made of whole memory blocks; memory that is handed over has its info block
+// outside of D; copies read L once and write only D; the RAM of a capture boot
+// is L and the first MiB of x86; nobody's RAM is the margin.
 package plan
 
 import (
@@ -32,12 +35,6 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// Low is the memory below 1 MiB. Firmware overwrites it and the kernel keeps
-// out of it, so it is given to every kernel as firmware says and is in no
-// dump: Linux kernel commit a799c2bd29d1 ("x86/setup: Consolidate early memory
-// reservations") (in v5.13).
-var Low = phys.Range{Start: 0, End: phys.MiB}
-
 const (
 	// MinBootMemory is the least boot memory with which a normal kernel and
 	// its user space have a chance to save a dump.
@@ -45,10 +42,7 @@ const (
 	// defaultBootMemory is what distributions' kernels and initrds need until
 	// memory is released, with room; larger machines get a sixteenth.
 	defaultBootMemory = 512 * phys.MiB
-	// largeMachine is from where x86 kernels may use memory blocks of up to
-	// 2 GiB (probe_memory_block_size in arch/x86/mm/init_64.c, v6.12).
-	largeMachine = 64 * phys.GiB
-	fourGiB      = 4 * phys.GiB
+	fourGiB           = 4 * phys.GiB
 	// maxHandoff bounds what the payload reads into its own memory. The ELF
 	// core header of a machine with thousands of CPUs takes 1 MiB.
 	maxHandoff = 16 * phys.MiB
@@ -68,6 +62,7 @@ type Policy struct {
 
 // Input is everything that a plan depends on.
 type Input struct {
+	Arch     Arch
 	Firmware memmap.Map // as firmware gave it, not as the payload sees it
 	// Overwritten is memory outside the window that the boot loader or
 	// firmware overwrites at each reset.
@@ -75,8 +70,9 @@ type Input struct {
 	Policy      Policy
 }
 
-// Plan says what each byte of RAM above 1 MiB is for.
+// Plan says what each byte of RAM outside Arch.Low is for.
 type Plan struct {
+	Arch        Arch
 	Firmware    memmap.Map
 	BlockSize   uint64
 	Window      phys.Set
@@ -85,6 +81,7 @@ type Plan struct {
 	Destination phys.Set // D
 	Preserved   phys.Set
 	Lost        phys.Set
+	Margin      phys.Set
 	Copies      []phys.Copy // L to D
 }
 
@@ -98,57 +95,72 @@ func (r *Refusal) Error() string { return fmt.Sprintf("no plan: %s: %v", r.Rule,
 
 // Make returns the plan for a machine, or a *Refusal.
 func Make(in Input) (*Plan, error) {
-	ram := in.Firmware.Set(memmap.RAM).Minus(phys.Set{Low})
-	if len(ram) == 0 {
-		return nil, &Refusal{"the firmware's map has no RAM above 1 MiB", Low}
+	if in.Arch == (Arch{}) {
+		return nil, &Refusal{"no architecture", phys.Range{}}
 	}
-	if err := checkPolicy(in.Policy, ram); err != nil {
+	low := phys.NewSet(in.Arch.Low)
+	ram := in.Firmware.Set(memmap.RAM).Minus(low)
+	if len(ram) == 0 {
+		return nil, &Refusal{"the firmware's map has no RAM" + above(in.Arch), in.Arch.Low}
+	}
+	if err := checkPolicy(in.Policy, in.Arch, ram); err != nil {
 		return nil, err
 	}
 	p := &Plan{
+		Arch:      in.Arch,
 		Firmware:  in.Firmware,
 		BlockSize: in.Policy.BlockSize,
 		Window:    phys.NewSet(in.Policy.Window...),
 		Handoff:   in.Policy.Handoff,
 	}
-	top := ram[len(ram)-1].End
 	if p.BlockSize == 0 {
-		p.BlockSize = 128 * phys.MiB
-		if top >= largeMachine {
-			p.BlockSize = 2 * phys.GiB
-		}
+		p.BlockSize = in.Arch.blockSize(ram[len(ram)-1].End)
 	}
-	p.Lost = pages(in.Overwritten).Intersect(ram).Minus(p.Window)
+	granule := in.Arch.Granule
+	p.Lost = pages(in.Overwritten, granule).Intersect(ram).Minus(p.Window)
 	if x := p.Lost.Intersect(phys.Set{p.Handoff}); len(x) > 0 {
 		return nil, &Refusal{"the boot loader overwrites the handoff area", x[0]}
 	}
 	free := ram.Minus(p.Window).Minus(phys.Set{p.Handoff}).Minus(p.Lost)
 	// Parts of pages can't be handed to anybody.
-	p.Lost = p.Lost.Union(free.Minus(free.AlignIn(phys.PageSize)))
-	free = free.AlignIn(phys.PageSize)
+	p.Lost = p.Lost.Union(free.Minus(free.AlignIn(granule)))
+	free = free.AlignIn(granule)
+	p.Margin = p.windowMargin(free)
+	free = free.Minus(p.Margin)
+	if len(free) == 0 {
+		return nil, &Refusal{"boot memory: there is no RAM outside window and handoff area", ram[len(ram)-1]}
+	}
 
-	if err := p.chooseBoot(free, bootTarget(in.Policy, ram.Size())); err != nil {
-		return nil, err
+	d := p.divide(free, bootTarget(in.Policy, ram.Size()))
+	if d.boot.Size() < MinBootMemory {
+		return nil, &Refusal{fmt.Sprintf("boot memory: want at least %s, there are %s of RAM outside window and handoff area, half of which is needed for the copy",
+			phys.FormatSize(MinBootMemory), phys.FormatSize(free.Size())), free[len(free)-1]}
 	}
-	blocks := free.Minus(p.Boot)
-	p.Destination = takeTop(blocks, p.Boot.Size(), p.BlockSize)
-	if have := p.Destination.Size(); have < p.Boot.Size() {
+	if have := d.destination.Size(); have < d.boot.Size() {
 		return nil, &Refusal{fmt.Sprintf("destination: boot memory is %s, and whole memory blocks of %s for its copy are only %s",
-			phys.FormatSize(p.Boot.Size()), phys.FormatSize(p.BlockSize), phys.FormatSize(have)), ram[len(ram)-1]}
+			phys.FormatSize(d.boot.Size()), phys.FormatSize(p.BlockSize), phys.FormatSize(have)), ram[len(ram)-1]}
 	}
-	p.Preserved = blocks.Minus(p.Destination)
+	p.Boot, p.Destination, p.Preserved, p.Margin = d.boot, d.destination, d.preserved, p.Margin.Union(d.margin)
 	p.Copies = pair(p.Boot, p.Destination)
 	return p, nil
 }
 
-func checkPolicy(policy Policy, ram phys.Set) error {
+// above says where RAM is looked for.
+func above(a Arch) string {
+	if a.Low.Empty() {
+		return ""
+	}
+	return " above 1 MiB"
+}
+
+func checkPolicy(policy Policy, arch Arch, ram phys.Set) error {
 	h := policy.Handoff
 	switch {
 	case h.Size() < registration.SizeMin:
 		return &Refusal{fmt.Sprintf("the handoff area is smaller than %s", phys.FormatSize(registration.SizeMin)), h}
 	case h.Size() > maxHandoff:
 		return &Refusal{fmt.Sprintf("the handoff area is larger than %s", phys.FormatSize(maxHandoff)), h}
-	case h.Start%phys.PageSize != 0 || h.End%phys.PageSize != 0:
+	case h.Start%arch.Granule != 0 || h.End%arch.Granule != 0:
 		return &Refusal{"the handoff area does not begin and end at a page", h}
 	case !ram.Contains(h):
 		return &Refusal{"the handoff area is not RAM in the firmware's map", h}
@@ -159,9 +171,9 @@ func checkPolicy(policy Policy, ram phys.Set) error {
 	}
 	for _, w := range policy.Window {
 		switch {
-		case w.Start < Low.End:
+		case w.Start < arch.Low.End:
 			return &Refusal{"the window reaches into the first MiB", w}
-		case w.Start%phys.PageSize != 0 || w.End%phys.PageSize != 0:
+		case w.Start%arch.Granule != 0 || w.End%arch.Granule != 0:
 			return &Refusal{"the window does not begin and end at a page", w}
 		case w.Overlaps(h):
 			return &Refusal{"the window overlaps the handoff area", w.Intersect(h)}
@@ -177,66 +189,6 @@ func bootTarget(policy Policy, ram uint64) uint64 {
 		return policy.BootMemory
 	}
 	return max(MinBootMemory, min(max(defaultBootMemory, ram/16), ram/8*3))
-}
-
-// chooseBoot fills L. Memory that is no whole block can't be hot-added and so
-// can't be released: it is L's first part. So is the top of RAM, because a
-// kernel without SRAT knows a NUMA node only up to the end of the RAM that it
-// boots with, and kmem refuses memory without one (dev_dax_kmem_probe in
-// drivers/dax/kmem.c, v6.12). Then L grows by whole blocks, from the lowest
-// until half of it is below 4 GiB, where old devices can reach it, and
-// from the top down, until it is large enough, and has a piece of three
-// eighths for a large initrd.
-func (p *Plan) chooseBoot(free phys.Set, target uint64) error {
-	blocks := free.AlignIn(p.BlockSize)
-	p.Boot = free.Minus(blocks)
-	if top := free[len(free)-1].End; len(blocks) > 0 && blocks[len(blocks)-1].End == top {
-		block := phys.Range{Start: top - p.BlockSize, End: top}
-		p.Boot = p.Boot.Union(phys.Set{block})
-		blocks = blocks.Minus(phys.Set{block})
-	}
-	// L and D come from the same blocks, so each block for L costs two.
-	slack := min(p.BlockSize/2, target/8)
-	for len(blocks) > 0 {
-		low := p.Boot.Intersect(phys.Set{{Start: 0, End: fourGiB}}).Size()
-		if p.Boot.Size()+slack >= target && largest(p.Boot) >= target/8*3 {
-			break
-		}
-		if p.Boot.Size()+p.BlockSize > blocks.Size()-p.BlockSize {
-			break // there would be no destination for it
-		}
-		next := phys.Range{Start: blocks[len(blocks)-1].End - p.BlockSize, End: blocks[len(blocks)-1].End}
-		if first := blocks[0].Start; low < target/2 && first < fourGiB {
-			next = phys.Range{Start: first, End: first + p.BlockSize}
-		}
-		p.Boot = p.Boot.Union(phys.Set{next})
-		blocks = blocks.Minus(phys.Set{next})
-	}
-	if p.Boot.Size() < MinBootMemory {
-		return &Refusal{fmt.Sprintf("boot memory: want at least %s, there are %s of RAM outside window and handoff area, half of which is needed for the copy",
-			phys.FormatSize(MinBootMemory), phys.FormatSize(free.Size())), free[len(free)-1]}
-	}
-	return nil
-}
-
-func largest(s phys.Set) (n uint64) {
-	for _, r := range s {
-		n = max(n, r.Size())
-	}
-	return n
-}
-
-// takeTop returns the highest whole blocks of s that together hold size bytes,
-// or all of them.
-func takeTop(s phys.Set, size, block uint64) phys.Set {
-	var taken phys.Set
-	for i := len(s) - 1; i >= 0 && taken.Size() < size; i-- {
-		need := (size - taken.Size() + block - 1) / block * block
-		r := s[i].AlignIn(block)
-		r.Start = max(r.Start, r.End-min(need, r.Size()))
-		taken = taken.Union(phys.Set{r})
-	}
-	return taken
 }
 
 // pair lays the bytes of from, in order, over those of to.
@@ -255,15 +207,15 @@ func pair(from, to phys.Set) (copies []phys.Copy) {
 	return copies
 }
 
-// pages rounds each range outwards to whole pages.
-func pages(s phys.Set) phys.Set {
+// pages rounds each range outwards to whole pages of size bytes.
+func pages(s phys.Set, size uint64) phys.Set {
 	out := make([]phys.Range, 0, len(s))
 	for _, r := range s {
-		end, ok := phys.AlignUp(r.End, phys.PageSize)
+		end, ok := phys.AlignUp(r.End, size)
 		if !ok {
-			end = phys.AlignDown(r.End, phys.PageSize)
+			end = phys.AlignDown(r.End, size)
 		}
-		out = append(out, phys.Range{Start: phys.AlignDown(r.Start, phys.PageSize), End: end})
+		out = append(out, phys.Range{Start: phys.AlignDown(r.Start, size), End: end})
 	}
 	return phys.NewSet(out...)
 }
@@ -271,11 +223,6 @@ func pages(s phys.Set) phys.Set {
 // Dumped is the memory that a dump shows: all that the normal kernel uses for
 // itself. W and D are lent for user pages only and are left out.
 func (p *Plan) Dumped() phys.Set { return p.Boot.Union(p.Preserved) }
-
-// Lendable is W and D as far as they are whole memory blocks.
-func (p *Plan) Lendable() phys.Set {
-	return p.Window.AlignIn(p.BlockSize).Union(p.Destination)
-}
 
 // Ranges returns the plan as the registration carries it to the agent.
 func (p *Plan) Ranges() []registration.PlanRange {
@@ -302,6 +249,7 @@ func (p *Plan) parts() []part {
 		{"destination", registration.RoleDestination, p.Destination},
 		{"preserved", registration.RolePreserved, p.Preserved},
 		{"lost", registration.RoleLost, p.Lost},
+		{"margin", registration.RoleMargin, p.Margin},
 	}
 }
 

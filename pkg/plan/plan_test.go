@@ -64,37 +64,44 @@ func with(p Policy, change func(*Policy)) Policy {
 	return p
 }
 
-var machines = []struct {
+// machine has its plan in testdata/NAME.plan.
+type machine struct {
 	name string
 	in   Input
-}{
-	{"q35-1g", Input{Firmware: q35(1 * gib), Policy: usual}},
-	{"q35-2g", Input{Firmware: q35(2 * gib), Policy: usual}},
-	{"q35-6g", Input{Firmware: q35(6 * gib), Policy: usual}},
+}
+
+var machines = []machine{
+	{"q35-1g", Input{Arch: AMD64, Firmware: q35(1 * gib), Policy: usual}},
+	{"q35-2g", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: usual}},
+	{"q35-6g", Input{Arch: AMD64, Firmware: q35(6 * gib), Policy: usual}},
 	{"q35-2g-stock-payload", Input{
+		Arch:        AMD64,
 		Firmware:    q35(2 * gib),
 		Overwritten: phys.Set{size(2*gib-0x900123, 0x800123)},
 		Policy:      Policy{Window: phys.Set{size(mib, 127*mib)}, Handoff: size(512*mib, 2*mib)},
 	}},
-	{"64g", Input{Firmware: q35(64 * gib), Policy: usual}},
+	{"64g", Input{Arch: AMD64, Firmware: q35(64 * gib), Policy: usual}},
 	{"1t-two-nodes", Input{
+		Arch:     AMD64,
 		Firmware: ram(size(0, 640*phys.KiB), size(mib, 2*gib-mib), size(4*gib, 510*gib), size(1024*gib, 512*gib)),
 		Policy:   usual,
 	}},
 	{"holes", Input{
+		Arch:     AMD64,
 		Firmware: ram(size(0, 640*phys.KiB), size(mib, 900*mib), size(1000*mib, 333*mib), size(5*gib+3*mib, 1111*mib), size(8*gib, 12345*phys.KiB)),
 		Policy:   usual,
 	}},
 	{"two-windows", Input{
+		Arch:     AMD64,
 		Firmware: q35(4 * gib),
 		Policy:   with(usual, func(p *Policy) { p.Window = append(p.Window, size(768*mib, 64*mib)) }),
 	}},
-	{"bootmem-1g", Input{Firmware: q35(8 * gib), Policy: with(usual, func(p *Policy) { p.BootMemory = gib })}},
+	{"bootmem-1g", Input{Arch: AMD64, Firmware: q35(8 * gib), Policy: with(usual, func(p *Policy) { p.BootMemory = gib })}},
 }
 
 // TestMake compares each plan with testdata/NAME.plan and proves it.
 func TestMake(t *testing.T) {
-	for _, m := range machines {
+	for _, m := range slices.Concat(machines, arm64Machines) {
 		t.Run(m.name, func(t *testing.T) {
 			p, err := Make(m.in)
 			if err != nil {
@@ -131,20 +138,20 @@ func TestMakeRefuses(t *testing.T) {
 		in   Input
 		want string
 	}{
-		{"no RAM", Input{Policy: usual}, "no RAM above 1 MiB"},
-		{"RAM below 1 MiB only", Input{Firmware: ram(size(0, 640*phys.KiB)), Policy: usual}, "no RAM above 1 MiB"},
-		{"machine too small", Input{Firmware: q35(640 * mib), Policy: usual}, "boot memory: want at least 256 MiB"},
-		{"no room for the copy", Input{Firmware: ram(size(mib, 700*mib)), Policy: with(usual, func(p *Policy) { p.BlockSize = 256 * mib })}, "destination: "},
-		{"window outside RAM", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window[0] = size(3*gib, 128*mib) })}, "window is not RAM"},
-		{"window over handoff area", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(400*mib, 2*mib) })}, "window overlaps the handoff area: 19000000-191fffff"},
-		{"window in the first MiB", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = phys.Set{size(0, 64*mib)} })}, "first MiB"},
-		{"no window", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = nil })}, "window is empty"},
-		{"window of half pages", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = phys.Set{size(384*mib, 1234)} })}, "begin and end at a page"},
-		{"handoff area outside RAM", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(3*gib, 2*mib) })}, "handoff area is not RAM"},
-		{"handoff area too small", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(512*mib, mib) })}, "handoff area is smaller than 2 MiB"},
-		{"handoff area too large", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(512*mib, 512*mib) })}, "handoff area is larger than 16 MiB"},
-		{"handoff area overwritten", Input{Firmware: q35(2 * gib), Overwritten: phys.Set{size(513*mib, 1)}, Policy: usual}, "overwrites the handoff area: 20100000-20100fff"},
-		{"block size", Input{Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.BlockSize = 100 * mib })}, "not a power of two"},
+		{"no RAM", Input{Arch: AMD64, Policy: usual}, "no RAM above 1 MiB"},
+		{"RAM below 1 MiB only", Input{Arch: AMD64, Firmware: ram(size(0, 640*phys.KiB)), Policy: usual}, "no RAM above 1 MiB"},
+		{"machine too small", Input{Arch: AMD64, Firmware: q35(640 * mib), Policy: usual}, "boot memory: want at least 256 MiB"},
+		{"no room for the copy", Input{Arch: AMD64, Firmware: ram(size(mib, 700*mib)), Policy: with(usual, func(p *Policy) { p.BlockSize = 256 * mib })}, "destination: "},
+		{"window outside RAM", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window[0] = size(3*gib, 128*mib) })}, "window is not RAM"},
+		{"window over handoff area", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(400*mib, 2*mib) })}, "window overlaps the handoff area: 19000000-191fffff"},
+		{"window in the first MiB", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = phys.Set{size(0, 64*mib)} })}, "first MiB"},
+		{"no window", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = nil })}, "window is empty"},
+		{"window of half pages", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = phys.Set{size(384*mib, 1234)} })}, "begin and end at a page"},
+		{"handoff area outside RAM", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(3*gib, 2*mib) })}, "handoff area is not RAM"},
+		{"handoff area too small", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(512*mib, mib) })}, "handoff area is smaller than 2 MiB"},
+		{"handoff area too large", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(512*mib, 512*mib) })}, "handoff area is larger than 16 MiB"},
+		{"handoff area overwritten", Input{Arch: AMD64, Firmware: q35(2 * gib), Overwritten: phys.Set{size(513*mib, 1)}, Policy: usual}, "overwrites the handoff area: 20100000-20100fff"},
+		{"block size", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.BlockSize = 100 * mib })}, "not a power of two"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -184,7 +191,7 @@ func TestCheckFinds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			p, err := Make(Input{Firmware: q35(2 * gib), Policy: usual})
+			p, err := Make(Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: usual})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -198,7 +205,7 @@ func TestCheckFinds(t *testing.T) {
 }
 
 func TestCmdline(t *testing.T) {
-	p, err := Make(Input{Firmware: q35(2 * gib), Policy: usual})
+	p, err := Make(Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: usual})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +234,7 @@ func TestCmdline(t *testing.T) {
 }
 
 func TestCoreHeader(t *testing.T) {
-	p, err := Make(Input{Firmware: q35(6 * gib), Policy: usual})
+	p, err := Make(Input{Arch: AMD64, Firmware: q35(6 * gib), Policy: usual})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +248,7 @@ func TestCoreHeader(t *testing.T) {
 		{Addr: p.Window[0].Start + 0x1000, Size: 1 << 12}, // in the window
 	}
 	mapping := registration.Mapping{DirectBase: 0xffff9a0000000000, TextVirt: 0xffffffffa1000000, TextPhys: p.Boot[0].End - 16*mib, TextSize: 32*mib + 123}
-	h, warnings := p.CoreHeader(62, notes, mapping)
+	h, warnings := p.CoreHeader(notes, mapping)
 	if err := CheckHeader(p, h); err != nil {
 		t.Errorf("CheckHeader: %v", err)
 	}
@@ -301,20 +308,26 @@ func FuzzMake(f *testing.F) {
 		if block&0xf != 0 {
 			in.Policy.BlockSize = 1 << (20 + block&0xf)
 		}
-		p, err := Make(in)
-		if err != nil {
-			if p != nil {
-				t.Fatal("a plan came with an error")
-			}
-			return
-		}
-		if err := Check(p); err != nil {
-			t.Fatalf("%v\n%v", err, p)
-		}
-		note := registration.Note{Addr: uint64(window) * 4096 * 77, Size: uint64(handoff)}
-		h, _ := p.CoreHeader(62, []registration.Note{note}, registration.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Addr, TextSize: uint64(windowSize) * 4096 * 100})
-		if err := CheckHeader(p, h); err != nil {
-			t.Fatalf("%v\n%v\n%v", err, h, p)
+		for _, in.Arch = range []Arch{AMD64, ARM64} {
+			fuzzMake(t, in, uint64(window), uint64(windowSize), uint64(handoff))
 		}
 	})
+}
+
+func fuzzMake(t *testing.T, in Input, window, windowSize, handoff uint64) {
+	p, err := Make(in)
+	if err != nil {
+		if p != nil {
+			t.Fatal("a plan came with an error")
+		}
+		return
+	}
+	if err := Check(p); err != nil {
+		t.Fatalf("%s: %v\n%v", in.Arch.Name, err, p)
+	}
+	note := registration.Note{Addr: window * 4096 * 77, Size: handoff}
+	h, _ := p.CoreHeader([]registration.Note{note}, registration.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Addr, TextSize: windowSize * 4096 * 100})
+	if err := CheckHeader(p, h); err != nil {
+		t.Fatalf("%s: %v\n%v\n%v", in.Arch.Name, err, h, p)
+	}
 }

@@ -8,11 +8,11 @@ const RecordLen = 128
 type Record struct {
 	Nonce      [16]byte // Identity.Nonce of the registration it belongs to
 	Flags      uint32   // RecordPanic
-	APIC       uint32   // APIC ID of the CPU that crashed
+	APIC       uint32   // APIC ID of the CPU that crashed; arm64: its place in the stub's list
 	Expected   uint32   // CPUs that should flush their caches, the crashing one included
 	Flushed    uint32   // CPUs that did
-	FlushedMap [32]byte // bitmap of those, by APIC ID below 256
-	TSC        uint64   // time stamp counter of the crashing CPU
+	FlushedMap [32]byte // bitmap of those, by the same number, below 256
+	TSC        uint64   // time stamp counter of the crashing CPU; arm64: the generic timer's
 }
 
 // RecordPanic in Record.Flags says that the kernel panicked.

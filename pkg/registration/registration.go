@@ -120,9 +120,10 @@ const (
 	RoleDestination Role = 4 // where boot memory is copied
 	RolePreserved   Role = 5 // kept as the crashed kernel left it
 	RoleLost        Role = 6 // RAM that firmware overwrites at a reset
+	RoleMargin      Role = 7 // RAM in front of lent memory that its driver keeps
 )
 
-var roleNames = [...]string{"none", "window", "handoff", "boot", "destination", "preserved", "lost"}
+var roleNames = [...]string{"none", "window", "handoff", "boot", "destination", "preserved", "lost", "margin"}
 
 // String returns the role's word.
 func (r Role) String() string { return name("role", roleNames[:], uint32(r)) }

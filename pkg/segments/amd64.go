@@ -1,10 +1,3 @@
-// Package segments places a kernel and what it needs in memory and writes
-// the tables that the kernel's boot protocol asks for.
-//
-// It decides only: the result is a list of places and bytes. All of them are
-// inside the memory that the caller allows (boot memory), and none overlap.
-// There is one file for each architecture, without build constraints, so that
-// both are tested everywhere.
 package segments
 
 import (
@@ -18,27 +11,6 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// Linux is a kernel to be placed.
-type Linux struct {
-	Kernel     *BzImage
-	InitrdSize uint64 // bytes; 0 for none. The caller writes them to Image.Initrd
-	Cmdline    string
-	Map        memmap.Map // the memory map for it
-	Allowed    phys.Set   // where anything may be placed
-	RSDP       uint64     // address of ACPI's root pointer; 0 lets the kernel search
-	// BootParams is the running kernel's zero page, or nil: the screen's
-	// description is taken over from it, so that the next console works.
-	BootParams []byte
-}
-
-// Image is a placed kernel.
-type Image struct {
-	Segments   []phys.Segment // to be written to their places
-	Initrd     phys.Range     // where the initrd goes
-	Trampoline phys.Segment   // to be given to kexec_load, entered at its start
-	Entry      uint64         // the kernel's 64-bit entry point
-}
-
 const fourGiB = 4 * phys.GiB
 
 // trampolineSize bounds the trampoline with its page tables.
@@ -51,13 +23,16 @@ const trampolineSize = 64 * phys.KiB
 // else to the lowest place of its alignment above it. The trampoline's page tables
 // map those 4 GiB one to one; the kernel maps an initrd above them itself.
 func AMD64(l Linux) (*Image, error) {
-	k := l.Kernel
+	k, ok := l.Kernel.(*BzImage)
+	if !ok {
+		return nil, fmt.Errorf("kernel %v: not for x86-64", l.Kernel)
+	}
 	if uint64(len(l.Cmdline)) > k.CmdlineSize {
 		return nil, fmt.Errorf("command line of %d bytes: the kernel takes %d", len(l.Cmdline), k.CmdlineSize)
 	}
 	free := l.Allowed.AlignIn(phys.PageSize)
 	low := free.Intersect(phys.Set{{Start: 0, End: fourGiB}})
-	kernel, err := k.place(low)
+	kernel, err := k.where(low)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +88,7 @@ func AMD64(l Linux) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("place trampoline: %w", err)
 	}
-	code, err := trampoline.Build(trampoline.Params{Base: place.Start, Entry: img.Entry, BootParams: at.Start, MapTop: fourGiB})
+	code, err := trampoline.BuildAMD64(trampoline.AMD64Params{Base: place.Start, Entry: img.Entry, BootParams: at.Start, MapTop: fourGiB})
 	if err != nil {
 		return nil, err
 	}
@@ -125,10 +100,10 @@ func AMD64(l Linux) (*Image, error) {
 	return &img, nil
 }
 
-// place returns where the kernel goes. One that is relocatable moves itself up
+// where returns the kernel's place. One that is relocatable moves itself up
 // to PrefAddress and to a multiple of Alignment before it decompresses
 // ("init_size" in boot.rst, v6.12), so it must not begin below or between.
-func (k *BzImage) place(low phys.Set) (phys.Range, error) {
+func (k *BzImage) where(low phys.Set) (phys.Range, error) {
 	size := roundUp(k.InitSize)
 	align := phys.PageSize
 	if k.Relocatable {

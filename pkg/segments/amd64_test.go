@@ -158,13 +158,16 @@ func TestAMD64Refuses(t *testing.T) {
 		{"kernel only above 4 GiB", func(l *Linux) { l.Allowed = phys.NewSet(span(4*gib, 5*gib)) }, "place kernel: no room for 48 MiB: nothing is left"},
 		{"no room for the kernel", func(l *Linux) { l.Allowed = phys.NewSet(span(17*mib, 60*mib)) }, "place kernel: no room for 48 MiB: the largest piece left is 01100000-03bfffff, 43 MiB"},
 		{"alignment leaves no room", func(l *Linux) { l.Allowed = phys.NewSet(span(17*mib, 65*mib)) }, "place kernel: no room for 48 MiB"},
-		{"not relocatable", func(l *Linux) { l.Kernel.Relocatable = false; l.Allowed = phys.NewSet(span(32*mib, gib)) },
+		{"not relocatable", func(l *Linux) { l.Kernel.(*BzImage).Relocatable = false; l.Allowed = phys.NewSet(span(32*mib, gib)) },
 			"it is not relocatable and its place 01000000-03ffffff is not boot memory (02000000-3fffffff)"},
-		{"not relocatable, place wraps", func(l *Linux) { l.Kernel.Relocatable = false; l.Kernel.PrefAddress = ^uint64(0) - 4095 }, "it is not relocatable"},
-		{"preferred address above 4 GiB", func(l *Linux) { l.Kernel.PrefAddress = 8 * gib }, "place kernel: no room for 48 MiB: nothing is left"},
+		{"not relocatable, place wraps", func(l *Linux) {
+			l.Kernel.(*BzImage).Relocatable = false
+			l.Kernel.(*BzImage).PrefAddress = ^uint64(0) - 4095
+		}, "it is not relocatable"},
+		{"preferred address above 4 GiB", func(l *Linux) { l.Kernel.(*BzImage).PrefAddress = 8 * gib }, "place kernel: no room for 48 MiB: nothing is left"},
 		{"no room for the initrd", func(l *Linux) { l.InitrdSize = gib }, "place initrd: no room for 1 GiB: the largest piece left is 70000000-7ffdefff, 255.9 MiB"},
 		{"initrd of 16 EiB", func(l *Linux) { l.InitrdSize = ^uint64(0) }, "place initrd: no room"},
-		{"initrd above initrd_addr_max only", func(l *Linux) { l.Kernel.Above4G, l.Kernel.InitrdMax = false, mib-1 }, "place initrd: no room for 30 MiB: nothing is left"},
+		{"initrd above initrd_addr_max only", func(l *Linux) { l.Kernel.(*BzImage).Above4G, l.Kernel.(*BzImage).InitrdMax = false, mib-1 }, "place initrd: no room for 30 MiB: nothing is left"},
 		{"no room for the zero page", func(l *Linux) { l.Allowed, l.InitrdSize = phys.NewSet(span(16*mib, 64*mib)), 0 }, "place zero page and command line: no room for 8 KiB: nothing is left"},
 		{"no room for the trampoline", func(l *Linux) { l.Allowed, l.InitrdSize = phys.NewSet(span(16*mib, 64*mib+0x8000)), 0 }, "place trampoline: no room for 64 KiB: the largest piece left is 04002000-04007fff, 24 KiB"},
 		{"trampoline in the first MiB", func(l *Linux) { l.Allowed = phys.NewSet(span(0, gib)) }, "build trampoline: base"},
@@ -278,7 +281,7 @@ func TestReadZeroPage(t *testing.T) {
 // check proves an image without the package's own arithmetic: it puts all of
 // it into a picture of memory and reads it back as the kernel does.
 func check(l Linux, img *Image) error {
-	k := l.Kernel
+	k := l.Kernel.(*BzImage)
 	kernel, tables := img.Segments[0], img.Segments[1]
 	taken := []phys.Segment{kernel, tables, img.Trampoline}
 	if img.Initrd.Size() != l.InitrdSize {
@@ -350,7 +353,7 @@ func checkZeroPage(l Linux, initrd phys.Range, s phys.Segment) error {
 		return fmt.Errorf("zero page: loader %#x, RSDP %#x, sentinel %#x", zero[0x210], u64(zero, 0x070), zero[0x1ef])
 	}
 	// The header is the image's, but for what a loader fills in.
-	header := bytes.Clone(l.Kernel.header)
+	header := bytes.Clone(l.Kernel.(*BzImage).header)
 	for _, f := range []struct{ off, n int }{{0x210, 1}, {0x218, 8}, {0x228, 4}, {0x250, 8}} {
 		copy(header[f.off-0x1f1:][:f.n], zero[f.off:])
 	}

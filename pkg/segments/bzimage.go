@@ -124,3 +124,14 @@ func ParseBzImage(b []byte) (*BzImage, error) {
 	}
 	return k, nil
 }
+
+// String returns the version, and "bzImage" without one.
+func (k *BzImage) String() string {
+	if k.Version == "" {
+		return "bzImage"
+	}
+	return k.Version
+}
+
+// PageSize returns 4 KiB: x86-64 has no other.
+func (*BzImage) PageSize() uint64 { return phys.PageSize }

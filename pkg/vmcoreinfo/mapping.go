@@ -8,29 +8,18 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// Fixed points of the x86-64 kernel's address space
-// (Documentation/arch/x86/x86_64/mm.rst and
-// arch/x86/include/asm/page_64_types.h in v6.12).
-const (
-	startKernelMap = 0xffffffff80000000 // __START_KERNEL_map
-	// __PAGE_OFFSET_BASE_L4 and _L5: the lowest address at which the direct
-	// map can begin. The slot below is the LDT remap of page table isolation,
-	// 16 slots more are a hypervisor's.
-	directBase4 = 0xffff888000000000
-	directBase5 = 0xff11000000000000
-	// directEnd is where the direct map, vmalloc and vmemmap must end
-	// (CPU_ENTRY_AREA_BASE, vaddr_end in arch/x86/mm/kaslr.c).
-	directEnd = 0xfffffe0000000000
-	// directAlign is PUD_SIZE, the step in which KASLR moves the direct map.
-	directAlign = phys.GiB
-	// maxKernelImage is the largest KERNEL_IMAGE_SIZE; behind it are modules.
-	maxKernelImage = phys.GiB
-)
+// maxKernelImage is the most that a kernel's image takes, in bytes: x86-64's
+// largest KERNEL_IMAGE_SIZE, behind which modules lie. arm64 sets no bound of
+// its own below 2 GiB.
+const maxKernelImage = phys.GiB
 
 // Mapping is where a kernel mapped its memory, for p_vaddr of a dump. Unit:
 // bytes.
 type Mapping struct {
-	DirectBase uint64 // virtual address of physical 0 in the direct map
+	// DirectBase is the virtual address of physical 0 in the direct map, as
+	// if that began there: on arm64, whose linear map begins with the first
+	// RAM, it wraps.
+	DirectBase uint64
 	TextVirt   uint64 // virtual address of the kernel's image
 	TextPhys   uint64 // physical address of the same
 	TextSize   uint64 // whole pages, from _stext to the last one mapped
@@ -42,20 +31,28 @@ type Mapping struct {
 // crashed kernel's own; see Find.
 var ErrStale = errors.New("page tables don't belong to this VMCOREINFO")
 
-// KernelMapping derives the mapping of an x86-64 kernel from its VMCOREINFO
-// and its page tables. Three things must agree, or the error is ErrStale: the
-// top table maps its own address to itself, it maps the text where the text
-// says, and the release in init_uts_ns is the one in the text. The direct
-// map's base is nowhere in the text (v6.1 doesn't even print VMALLOC_START):
-// it is the first mapping in the kernel's half, because KASLR keeps the
-// order direct map, vmalloc, vmemmap (kaslr_regions in arch/x86/mm/kaslr.c),
-// and it must map the top table and the text too.
+// KernelMapping derives the mapping of a kernel from its VMCOREINFO and its
+// page tables. Which architecture it is, the text says itself. Three things
+// must agree, or the error is ErrStale: the top table maps its own address to
+// itself, it maps the text where the text says, and the release in
+// init_uts_ns is the one in the text. The direct map must map the top table
+// and the text too.
 func KernelMapping(r Reader, info *Info) (Mapping, error) {
 	m, err := kernelMapping(r, info)
 	if err != nil {
 		return Mapping{}, fmt.Errorf("find mapping of kernel %s: %w", info.Release, err)
 	}
 	return m, nil
+}
+
+// KernelTables returns the page tables of the kernel that wrote info, x86-64
+// or arm64. They are not checked; KernelMapping does that.
+func KernelTables(r Reader, info *Info) (*PageTables, error) {
+	k, err := newKernel(r, info)
+	if err != nil {
+		return nil, fmt.Errorf("find page tables of kernel %s: %w", info.Release, err)
+	}
+	return k.tables, nil
 }
 
 func kernelMapping(r Reader, info *Info) (Mapping, error) {
@@ -66,9 +63,19 @@ func kernelMapping(r Reader, info *Info) (Mapping, error) {
 	if err := k.checkLive(info); err != nil {
 		return Mapping{}, err
 	}
-	base, err := k.directBase()
+	base, err := k.directBase(k)
 	if err != nil {
 		return Mapping{}, err
+	}
+	for _, virt := range []uint64{k.root, k.text} {
+		want := k.symbolPhys(virt)
+		ok, err := k.maps(base+want, want)
+		if err != nil {
+			return Mapping{}, err
+		}
+		if !ok {
+			return Mapping{}, fmt.Errorf("direct map at %#x doesn't map %#x", base, want)
+		}
 	}
 	size, err := k.textSize()
 	if err != nil {
@@ -81,45 +88,44 @@ func kernelMapping(r Reader, info *Info) (Mapping, error) {
 type kernel struct {
 	r         Reader
 	tables    *PageTables
-	levels    int
-	physBase  uint64 // wraps: phys_base is negative if the kernel runs below its link address
+	imageBase uint64 // virtual address where an image may begin
+	imageSize uint64 // most bytes from there
+	imagePhys uint64 // what to add to a virtual address of the image for the physical one; wraps
 	root      uint64 // virtual address of swapper_pg_dir
 	text      uint64 // virtual address of the page of _stext
-	imageSize uint64
+	// directBase returns the virtual address of physical 0 in the direct map.
+	directBase func(*kernel) (uint64, error)
 }
-
-// symbolPhys is __phys_addr_symbol (arch/x86/mm/physaddr.c).
-func (k *kernel) symbolPhys(virt uint64) uint64 { return virt - startKernelMap + k.physBase }
 
 func newKernel(r Reader, info *Info) (*kernel, error) {
-	k := &kernel{r: r, levels: 4, imageSize: maxKernelImage}
 	root, haveRoot := info.Symbols["swapper_pg_dir"]
 	stext, haveText := info.Symbols["_stext"]
-	base, haveBase := info.Numbers["phys_base"]
-	if !haveRoot || !haveText || !haveBase {
-		return nil, fmt.Errorf("VMCOREINFO lacks SYMBOL(swapper_pg_dir), SYMBOL(_stext) or NUMBER(phys_base)")
+	if !haveRoot || !haveText {
+		return nil, errors.New("VMCOREINFO lacks SYMBOL(swapper_pg_dir) or SYMBOL(_stext)")
 	}
-	if info.Numbers["pgtable_l5_enabled"] != 0 {
-		k.levels = 5
+	k := &kernel{r: r, root: root, text: phys.AlignDown(stext, phys.PageSize)}
+	_, haveX86 := info.Numbers["phys_base"]
+	_, haveARM64 := info.Numbers["kimage_voffset"]
+	switch {
+	case haveX86 && !haveARM64:
+		return k, k.x86(info)
+	case haveARM64 && !haveX86:
+		return k, k.arm64(info)
 	}
-	k.root, k.text, k.physBase = root, phys.AlignDown(stext, phys.PageSize), uint64(base)
-	if size := uint64(info.Numbers["KERNEL_IMAGE_SIZE"]); size > 0 && size <= maxKernelImage && size%phys.PageSize == 0 {
-		k.imageSize = size
-	}
+	return nil, errors.New("VMCOREINFO lacks what tells x86-64, NUMBER(phys_base), from arm64, NUMBER(kimage_voffset)")
+}
+
+// checkImage says whether the symbols lie where an image can be.
+func (k *kernel) checkImage() error {
 	for _, virt := range []uint64{k.root, k.text} {
-		if virt < startKernelMap || virt-startKernelMap >= k.imageSize {
-			return nil, fmt.Errorf("symbol at %#x is outside the kernel's image", virt)
+		if virt < k.imageBase || virt-k.imageBase >= k.imageSize {
+			return fmt.Errorf("symbol at %#x is outside the kernel's image", virt)
 		}
 	}
-	var err error
-	if k.tables, err = NewX86(r, k.symbolPhys(k.root), k.levels); err != nil {
-		return nil, err
-	}
-	// With memory encryption the C-bit of an entry is no address bit
-	// (arch/x86/kernel/vmcore_info_64.c exports sme_me_mask for this).
-	k.tables.mask &^= uint64(info.Numbers["sme_mask"])
-	return k, nil
+	return nil
 }
+
+func (k *kernel) symbolPhys(virt uint64) uint64 { return virt + k.imagePhys }
 
 // maps says whether virt is mapped to want.
 func (k *kernel) maps(virt, want uint64) (bool, error) {
@@ -157,61 +163,13 @@ func (k *kernel) checkLive(info *Info) error {
 	return nil
 }
 
-// directBase returns the virtual address of physical 0 in the direct map.
-func (k *kernel) directBase() (uint64, error) {
-	start := uint64(directBase4)
-	if k.levels == 5 {
-		start = directBase5
-	}
-	var first leaf
-	err := k.tables.walk(start, directEnd-1, func(l leaf) bool {
-		first = l
-		return false
-	})
-	if err != nil {
-		return 0, err
-	}
-	if first.size == 0 {
-		return 0, fmt.Errorf("no direct map in the page tables: %w", ErrStale)
-	}
-	base := first.virt - first.phys
-	if base%directAlign != 0 || base < start {
-		return 0, fmt.Errorf("direct map would begin at %#x, as %#x is mapped to %#x", base, first.virt, first.phys)
-	}
-	// The pages next to the first one, and two known ones elsewhere.
-	err = k.tables.walk(first.virt, first.virt|(directAlign-1), func(l leaf) bool {
-		if l.virt-l.phys != base {
-			first = l
-			return false
-		}
-		return true
-	})
-	if err != nil {
-		return 0, err
-	}
-	if first.virt-first.phys != base {
-		return 0, fmt.Errorf("direct map at %#x is not linear: %#x is mapped to %#x", base, first.virt, first.phys)
-	}
-	for _, virt := range []uint64{k.root, k.text} {
-		want := k.symbolPhys(virt)
-		ok, err := k.maps(base+want, want)
-		if err != nil {
-			return 0, err
-		}
-		if !ok {
-			return 0, fmt.Errorf("direct map at %#x doesn't map %#x", base, want)
-		}
-	}
-	return base, nil
-}
-
 // textSize returns the number of bytes from _stext to the end of the image:
 // the last page before the modules that is mapped where the image is. Holes
 // are skipped: with page table isolation, init sections are unmapped once
 // they are freed (free_kernel_image_pages in arch/x86/mm/init.c), and .bss
 // lies behind them.
 func (k *kernel) textSize() (uint64, error) {
-	end, limit := k.text, startKernelMap+k.imageSize
+	end, limit := k.text, k.imageBase+k.imageSize
 	err := k.tables.walk(k.text, limit-1, func(l leaf) bool {
 		if l.phys != k.symbolPhys(l.virt) {
 			return false

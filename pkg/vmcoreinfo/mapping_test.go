@@ -276,6 +276,10 @@ func FuzzKernelMapping(f *testing.F) {
 	f.Add(noUTS, []byte("\x63\x00\x00\x00\x00\x00\x00\x00"), uint64(0))
 	f.Add(noUTS, []byte("\xe3\x00\x00\x00\x00\x00\x00\x00\x63\x10\x00\x00\x00\x00\x00\x00"), uint64(1))
 	f.Add(text, []byte{}, uint64(3))
+	for _, c := range armKernels {
+		arm := []byte(newARM(c.page, c.vaBits, c.actual, c.ram).infoText())
+		f.Add(arm, []byte("\x03\x10\x00\x00\x00\x00\x00\x00\x01\x00\x20\x00\x00\x00\x00\x00"), uint64(1))
+	}
 	f.Fuzz(func(t *testing.T, text, page []byte, seed uint64) {
 		info, err := vmcoreinfo.Parse(text)
 		if err != nil {
@@ -289,6 +293,12 @@ func FuzzKernelMapping(f *testing.F) {
 		if err != nil {
 			if m != (vmcoreinfo.Mapping{}) {
 				t.Errorf("error %v with mapping %+v", err, m)
+			}
+			return
+		}
+		if _, ok := info.Numbers["kimage_voffset"]; ok {
+			if (m.TextVirt|m.TextPhys|m.TextSize)%phys.PageSize != 0 || m.TextSize == 0 || m.TextSize > phys.GiB || m.TextVirt>>52 != 0xfff {
+				t.Errorf("text at %#x, %#x, %#x bytes", m.TextVirt, m.TextPhys, m.TextSize)
 			}
 			return
 		}

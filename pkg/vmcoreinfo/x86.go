@@ -1,7 +1,6 @@
 package vmcoreinfo
 
 import (
-	"encoding/binary"
 	"fmt"
 
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -10,175 +9,138 @@ import (
 // Page table entries: Intel SDM volume 3, section 4.5 ("4-level paging and
 // 5-level paging").
 const (
-	entryPresent = 1 << 0
-	entryLarge   = 1 << 7 // PS, in the tables of 1 GiB and 2 MiB pages
-	entryAddr    = 1<<52 - 1<<12
-	entries      = 512
+	x86Present = 1 << 0
+	x86Large   = 1 << 7 // PS, in the tables of 1 GiB and 2 MiB pages
+	x86Addr    = 1<<52 - 1<<12
 )
 
-// maxTables caps how many tables one walk over a range of addresses reads. A
-// table that contains itself would otherwise be walked 512^4 times. A direct
-// map of 4 KiB pages has 512 tables per GiB, and no walk here covers more
-// than a few GiB.
-const maxTables = 1 << 14
+// Fixed points of the x86-64 kernel's address space
+// (Documentation/arch/x86/x86_64/mm.rst and
+// arch/x86/include/asm/page_64_types.h in v6.12).
+const (
+	startKernelMap = 0xffffffff80000000 // __START_KERNEL_map
+	// __PAGE_OFFSET_BASE_L4 and _L5: the lowest address at which the direct
+	// map can begin. The slot below is the LDT remap of page table isolation,
+	// 16 slots more are a hypervisor's.
+	directBase4 = 0xffff888000000000
+	directBase5 = 0xff11000000000000
+	// directEnd is where the direct map, vmalloc and vmemmap must end
+	// (CPU_ENTRY_AREA_BASE, vaddr_end in arch/x86/mm/kaslr.c).
+	directEnd = 0xfffffe0000000000
+	// directAlign is PUD_SIZE, the step in which KASLR moves the direct map.
+	directAlign = phys.GiB
+)
 
-// maxCached caps the tables that are kept, 4 KiB each.
-const maxCached = 256
-
-// PageTables are x86-64 page tables in the memory that a Reader reads.
-type PageTables struct {
-	r      Reader
-	root   uint64
-	levels int
-	mask   uint64 // the bits of an entry that are an address
-	cache  map[uint64]*[entries]uint64
+// x86 is the format of x86-64 page tables.
+type x86 struct {
+	mask uint64 // the bits of an entry that are an address
 }
 
-// NewX86 returns the page tables whose top level lies at the physical address
-// root, page aligned. Levels is 4 or 5.
+// NewX86 returns the x86-64 page tables whose top level lies at the physical
+// address root, page aligned. Levels is 4 or 5.
 func NewX86(r Reader, root uint64, levels int) (*PageTables, error) {
+	return newX86(r, root, levels, 0)
+}
+
+// newX86 is NewX86 for memory encryption: encrypt is the bit of an entry that
+// is then no address.
+func newX86(r Reader, root uint64, levels int, encrypt uint64) (*PageTables, error) {
 	if levels != 4 && levels != 5 {
 		return nil, fmt.Errorf("page tables at %#x: %d levels, want 4 or 5", root, levels)
 	}
-	if root%phys.PageSize != 0 || root&^uint64(entryAddr) != 0 {
+	if root%phys.PageSize != 0 || root&^uint64(x86Addr) != 0 {
 		return nil, fmt.Errorf("page tables at %#x: not the address of a page", root)
 	}
-	return &PageTables{r: r, root: root, levels: levels, mask: entryAddr, cache: map[uint64]*[entries]uint64{}}, nil
+	return &PageTables{
+		r: r, root: root, levels: levels,
+		format: x86{x86Addr &^ encrypt},
+		bits:   uint(12 + 9*levels),
+		page:   12,
+		cache:  map[uint64][]uint64{},
+	}, nil
 }
 
-// shift returns the number of address bits below the index into a table of
-// the level, 1 to 5.
-func shift(level int) uint { return uint(12 + 9*(level-1)) }
+func (x86) lower() bool { return true }
 
-// canonical says whether virt is an address that the tables can map.
-func (t *PageTables) canonical(virt uint64) bool {
-	unused := 64 - shift(t.levels+1)
-	return uint64(int64(virt<<unused)>>unused) == virt
-}
-
-// Translate returns the physical address of virt. ok is false where virt is
-// not mapped or not canonical. It reads at most five tables; err is the
-// Reader's.
-func (t *PageTables) Translate(virt uint64) (addr uint64, ok bool, err error) {
-	if !t.canonical(virt) {
-		return 0, false, nil
-	}
-	at := t.root
-	for level := t.levels; ; level-- {
-		table, err := t.table(at)
-		if err != nil {
-			return 0, false, fmt.Errorf("translate %#x: %w", virt, err)
-		}
-		next, leaf, ok := t.decode(table[virt>>shift(level)%entries], level)
-		if !ok {
-			return 0, false, nil
-		}
-		if leaf {
-			return next + virt&(1<<shift(level)-1), true, nil
-		}
-		at = next
-	}
-}
-
-// decode reads one entry of a table of the level: the address of a page if
-// leaf, else of the next table. ok is false for an entry that maps nothing,
-// or that no processor would take.
-func (t *PageTables) decode(entry uint64, level int) (addr uint64, leaf, ok bool) {
-	if entry&entryPresent == 0 {
+func (x x86) decode(entry uint64, level int) (addr uint64, leaf, ok bool) {
+	if entry&x86Present == 0 {
 		return 0, false, false
 	}
-	addr = entry & t.mask
+	addr = entry & x.mask
 	if level == 1 {
 		return addr, true, true
 	}
-	if entry&entryLarge == 0 {
+	if entry&x86Large == 0 {
 		return addr, false, true
 	}
 	// Bit 12 is PAT in a large page, the bits above it must be 0.
 	addr &^= 1 << 12
-	if level > 3 || addr%(1<<shift(level)) != 0 {
+	if level > 3 || addr%(1<<(12+9*(level-1))) != 0 {
 		return 0, false, false
 	}
 	return addr, true, true
 }
 
-// table returns the table at addr, from the cache if it is there.
-func (t *PageTables) table(addr uint64) (*[entries]uint64, error) {
-	if table := t.cache[addr]; table != nil {
-		return table, nil
+// x86 takes what the text of an x86-64 kernel says.
+func (k *kernel) x86(info *Info) (err error) {
+	k.imageBase, k.imageSize = startKernelMap, maxKernelImage
+	if size := uint64(info.Numbers["KERNEL_IMAGE_SIZE"]); size > 0 && size <= maxKernelImage && size%phys.PageSize == 0 {
+		k.imageSize = size
 	}
-	var b [entries * 8]byte
-	if err := t.r.ReadPhys(b[:], addr); err != nil {
-		return nil, fmt.Errorf("read page table at %#x: %w", addr, err)
+	// __phys_addr_symbol (arch/x86/mm/physaddr.c). phys_base is negative if
+	// the kernel runs below its link address.
+	k.imagePhys = uint64(info.Numbers["phys_base"]) - startKernelMap
+	k.directBase = x86DirectBase
+	if err := k.checkImage(); err != nil {
+		return err
 	}
-	table := new([entries]uint64)
-	for i := range table {
-		table[i] = binary.LittleEndian.Uint64(b[i*8:])
+	levels := 4
+	if info.Numbers["pgtable_l5_enabled"] != 0 {
+		levels = 5
 	}
-	if len(t.cache) >= maxCached {
-		clear(t.cache)
-	}
-	t.cache[addr] = table
-	return table, nil
+	// With memory encryption the C-bit of an entry is no address bit
+	// (arch/x86/kernel/vmcore_info_64.c exports sme_me_mask for this).
+	k.tables, err = newX86(k.r, k.symbolPhys(k.root), levels, uint64(info.Numbers["sme_mask"]))
+	return err
 }
 
-// leaf is a page of any size that the tables map.
-type leaf struct {
-	virt, phys, size uint64
-}
-
-// walk calls yield for the pages that begin at or behind start, and the one
-// that holds start, up to end inclusive, in the order of virtual addresses,
-// until yield returns false. Tables that can't be read are skipped. It fails
-// after maxTables tables.
-func (t *PageTables) walk(start, last uint64, yield func(leaf) bool) error {
-	w := walker{t: t, start: start, last: last, yield: yield}
-	w.table(t.root, t.levels, ^uint64(0)<<shift(t.levels+1))
-	return w.err
-}
-
-type walker struct {
-	t           *PageTables
-	start, last uint64
-	yield       func(leaf) bool
-	tables      int
-	err         error
-}
-
-// table walks the table at addr, which maps from base upwards; it returns
-// false when the walk is over.
-func (w *walker) table(addr uint64, level int, base uint64) bool {
-	if w.tables++; w.tables > maxTables {
-		w.err = fmt.Errorf("walk page tables from %#x to %#x: more than %d tables", w.start, w.last, maxTables)
+// x86DirectBase finds the direct map. Its base is nowhere in the text (v6.1
+// doesn't even print VMALLOC_START): it is the first mapping in the kernel's
+// half, because KASLR keeps the order direct map, vmalloc, vmemmap
+// (kaslr_regions in arch/x86/mm/kaslr.c).
+func x86DirectBase(k *kernel) (uint64, error) {
+	start := uint64(directBase4)
+	if k.tables.levels == 5 {
+		start = directBase5
+	}
+	var first leaf
+	err := k.tables.walk(start, directEnd-1, func(l leaf) bool {
+		first = l
 		return false
-	}
-	table, err := w.t.table(addr)
+	})
 	if err != nil {
-		return true
+		return 0, err
 	}
-	size := uint64(1) << shift(level)
-	for i, entry := range table {
-		virt := base + uint64(i)*size
-		if level == w.t.levels {
-			// The top table maps both halves; the upper one is
-			// sign-extended.
-			if i < entries/2 {
-				continue
-			}
-		}
-		if virt+(size-1) < w.start || virt > w.last {
-			continue
-		}
-		next, isLeaf, ok := w.t.decode(entry, level)
-		switch {
-		case !ok:
-		case isLeaf:
-			if !w.yield(leaf{virt, next, size}) {
-				return false
-			}
-		case !w.table(next, level-1, virt):
+	if first.size == 0 {
+		return 0, fmt.Errorf("no direct map in the page tables: %w", ErrStale)
+	}
+	base := first.virt - first.phys
+	if base%directAlign != 0 || base < start {
+		return 0, fmt.Errorf("direct map would begin at %#x, as %#x is mapped to %#x", base, first.virt, first.phys)
+	}
+	// The pages next to the first one.
+	err = k.tables.walk(first.virt, first.virt|(directAlign-1), func(l leaf) bool {
+		if l.virt-l.phys != base {
+			first = l
 			return false
 		}
+		return true
+	})
+	if err != nil {
+		return 0, err
 	}
-	return true
+	if first.virt-first.phys != base {
+		return 0, fmt.Errorf("direct map at %#x is not linear: %#x is mapped to %#x", base, first.virt, first.phys)
+	}
+	return base, nil
 }

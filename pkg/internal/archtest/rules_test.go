@@ -22,16 +22,26 @@ var layers = map[string]layer{
 	"pkg/phys":      values,
 	"boot/identmap": values,
 
-	"pkg/registration": formats,
-	"pkg/memmap":       formats,
-	"pkg/elfcore":      formats,
-	"pkg/vmcoreinfo":   formats,
-	"pkg/printk":       formats,
-	"boot/stub":        formats,
-	"boot/trampoline":  formats,
+	"pkg/registration":     formats,
+	"pkg/memmap":           formats,
+	"pkg/devicetree":       formats,
+	"pkg/elfcore":          formats,
+	"pkg/vmcoreinfo":       formats,
+	"pkg/printk":           formats,
+	"pkg/vmcore":           formats,
+	"pkg/vmcore/elfdump":   formats,
+	"pkg/vmcore/kdump":     formats,
+	"pkg/vmcore/flattened": formats,
+	"pkg/vmcore/checksum":  formats,
+	"pkg/vmcore/dumpfile":  formats,
+	"pkg/vmcore/summary":   formats,
+	"boot/stub":            formats,
+	"boot/trampoline":      formats,
 
-	"pkg/plan":     pure,
-	"pkg/segments": pure,
+	"pkg/convert":    pure,
+	"pkg/plan":       pure,
+	"pkg/dumpfilter": pure,
+	"pkg/segments":   pure,
 
 	"pkg/physmem": system,
 	"pkg/oldmem":  system,
@@ -80,9 +90,10 @@ var forbidden = []struct {
 
 // thirdParty are the modules that code, besides tools, may import at all.
 var thirdParty = map[string]string{
-	"golang.org/x/sys":         "system calls that the standard library has no name for",
-	"github.com/u-root/u-root": "boot configurations of distributions",
-	"github.com/google/go-cmp": "readable differences in tests",
+	"golang.org/x/sys":              "system calls that the standard library has no name for",
+	"github.com/u-root/u-root":      "boot configurations of distributions",
+	"github.com/klauspost/compress": "zlib, snappy and zstd pages of dumps",
+	"github.com/google/go-cmp":      "readable differences in tests",
 }
 
 // calls that code may not make, by what the import path and name are; a name

@@ -1,8 +1,9 @@
-// Package segmentstest makes x86 kernel images for tests: a boot header that
-// says what the test wants, and any bytes as code.
+// Package segmentstest makes kernel images for tests: a boot header that says
+// what the test wants, and any bytes as code.
 //
-// The header is written by the offsets of Documentation/arch/x86/boot.rst
-// (v6.12), not by those of pkg/segments.
+// The headers are written by the offsets of Documentation/arch/x86/boot.rst
+// and Documentation/arch/arm64/booting.rst (v6.12), not by those of
+// pkg/segments.
 package segmentstest
 
 import (

@@ -1,0 +1,301 @@
+package memmap
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/warmcore/warmcore/pkg/devicetree"
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// Nodes of our own in /reserved-memory, by their compatible property; their
+// binding is in docs/bindings.
+const (
+	// CompatibleHandoff is the handoff area.
+	CompatibleHandoff = "warmcore,handoff"
+	// CompatiblePayload is memory that is reserved in the payload's kernel
+	// only: it maps it, to copy fast, and never allocates it.
+	CompatiblePayload = "warmcore,payload"
+)
+
+// ReservationBlock is the name of entries from the memory reservation block.
+const ReservationBlock = "memreserve"
+
+// DeviceTree reads the memory map of the machine from the tree that the boot
+// loader passed to the running kernel.
+//
+// RAM is what the available nodes of device_type "memory" at the root list;
+// linux,usable-memory-range and linux,usable-memory, which confine the running
+// kernel, are not applied. Reserved is what /reserved-memory and the memory
+// reservation block list, whether or not a kernel may map it. It is nested in
+// the RAM that it lies in, with these exceptions, which concern the payload
+// only:
+//
+//   - Reservations of our own kinds are RAM, as far as they lie in RAM.
+//   - The memory reservation block is ignored in the initrd and in the memory
+//     that linux,usable-memory-range leaves to the running kernel: boot loaders
+//     list there what they loaded.
+//
+// Regions in /reserved-memory that overlap are an error, and so is a tree
+// without memory, as a kernel gets it that finds its memory in EFI's tables.
+// A region without an address, which each kernel places by itself, is a
+// warning.
+func DeviceTree(t *devicetree.Tree) (Map, error) {
+	m, err := readDeviceTree(t)
+	if err != nil {
+		return Map{}, fmt.Errorf("read device tree's memory: %w", err)
+	}
+	return m, nil
+}
+
+func readDeviceTree(t *devicetree.Tree) (Map, error) {
+	cells, err := rootCells(t)
+	if err != nil {
+		return Map{}, err
+	}
+	var m Map
+	if err := m.addMemoryNodes(t, cells); err != nil {
+		return Map{}, err
+	}
+	ram := m.Set(RAM)
+	if len(ram) == 0 {
+		if chosen := t.Find("/chosen"); chosen != nil {
+			if _, ok := chosen.Property("linux,uefi-mmap-start"); ok {
+				return Map{}, fmt.Errorf("it is in EFI's tables: %w", ErrNoRAM)
+			}
+		}
+		return Map{}, ErrNoRAM
+	}
+	if err := m.addReservedMemory(t, cells, ram); err != nil {
+		return Map{}, err
+	}
+	payload, err := payloadOnly(t, m)
+	if err != nil {
+		return Map{}, err
+	}
+	for _, r := range t.Reservations {
+		for _, rest := range (phys.Set{r}).Minus(payload) {
+			m.addNested(rest, Reserved, ReservationBlock, ram)
+		}
+	}
+	if len(m.Entries) > MaxEntries {
+		return Map{}, ErrTooMany
+	}
+	return m.checked()
+}
+
+// rootCells are those of memory. Without the properties the specification
+// says 2 and 1, the kernel 1 and 1 (early_init_dt_scan_root in
+// drivers/of/fdt.c, v6.12).
+func rootCells(t *devicetree.Tree) (devicetree.Cells, error) {
+	if t.Root == nil {
+		return devicetree.Cells{}, errors.New("no root")
+	}
+	for _, name := range []string{"#address-cells", "#size-cells"} {
+		if _, ok := t.Root.Property(name); !ok {
+			return devicetree.Cells{}, fmt.Errorf("the root has no %s", name)
+		}
+	}
+	return t.Root.Cells()
+}
+
+// addMemoryNodes finds RAM as early_init_dt_scan_memory in drivers/of/fdt.c
+// (v6.12).
+func (m *Map) addMemoryNodes(t *devicetree.Tree, cells devicetree.Cells) error {
+	listed := uint64(0)
+	for _, n := range t.Root.Children {
+		if !IsMemoryNode(n) {
+			if n.BaseName() == "memory" && n.Available() {
+				m.warnf("node %q has no device_type \"memory\": kernels ignore it", n.Name)
+			}
+			continue
+		}
+		ranges, err := n.Reg(cells)
+		if err != nil {
+			return err
+		}
+		for _, r := range ranges {
+			if r.Empty() {
+				continue
+			}
+			listed += r.Size()
+			m.Entries = append(m.Entries, Entry{Range: r, Kind: RAM, Name: n.Name})
+			if len(m.Entries) > MaxEntries {
+				return ErrTooMany
+			}
+		}
+	}
+	if ram := m.Set(RAM).Size(); ram != listed {
+		m.warnf("memory nodes overlap: they list %s, which is %s of RAM", phys.FormatSize(listed), phys.FormatSize(ram))
+	}
+	return nil
+}
+
+// IsMemoryNode says whether n, a child of the root, lists RAM.
+func IsMemoryNode(n *devicetree.Node) bool {
+	return slices.Equal(n.Strings("device_type"), []string{"memory"}) && n.Available()
+}
+
+func (m *Map) addReservedMemory(t *devicetree.Tree, root devicetree.Cells, ram phys.Set) error {
+	reserved := t.Find("/reserved-memory")
+	if reserved == nil {
+		return nil
+	}
+	cells, err := reserved.Cells()
+	if err != nil {
+		return err
+	}
+	// __reserved_mem_check_root in drivers/of/fdt.c (v6.12).
+	if _, ok := reserved.Property("ranges"); !ok || cells != root {
+		m.warnf("/reserved-memory has no ranges, or cells of its own: kernels ignore it")
+	}
+	var entries []Entry
+	for _, n := range reserved.Children {
+		if !n.Available() {
+			continue
+		}
+		ranges, err := n.Reg(cells)
+		if err != nil {
+			return fmt.Errorf("/reserved-memory: %w", err)
+		}
+		if len(ranges) == 0 {
+			m.warnf("/reserved-memory: node %q has no address: each kernel places it by itself", n.Name)
+		}
+		for _, r := range ranges {
+			if r.Empty() {
+				continue
+			}
+			kind := Reserved
+			if IsOurs(n) && ram.Contains(r) {
+				kind = RAM
+			}
+			m.addNested(r, kind, n.Name, ram)
+			entries = append(entries, m.Entries[len(m.Entries)-1])
+			if len(m.Entries) > MaxEntries {
+				return ErrTooMany
+			}
+		}
+	}
+	slices.SortStableFunc(entries, func(a, b Entry) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
+	for i := 1; i < len(entries); i++ {
+		if a, b := entries[i-1], entries[i]; a.Range.Overlaps(b.Range) {
+			return fmt.Errorf("/reserved-memory: node %q, %v, and node %q, %v, overlap", a.Name, a.Range, b.Name, b.Range)
+		}
+	}
+	return nil
+}
+
+// addNested adds an entry inside the RAM that it touches.
+func (m *Map) addNested(r phys.Range, kind Kind, name string, ram phys.Set) {
+	e := Entry{Range: r, Kind: kind, Name: name}
+	if ram.Overlaps(r) {
+		e.Depth = 1
+	}
+	m.Entries = append(m.Entries, e)
+}
+
+// IsOurs says whether n, a child of /reserved-memory, is of our own kinds.
+func IsOurs(n *devicetree.Node) bool {
+	return n.Compatible(CompatibleHandoff) || n.Compatible(CompatiblePayload)
+}
+
+// payloadOnly is memory in which the reservation block says nothing about the
+// machine.
+func payloadOnly(t *devicetree.Tree, m Map) (phys.Set, error) {
+	usable, err := UsableMemory(t)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range m.Entries {
+		if e.Depth == 1 { // so far, /reserved-memory
+			usable = usable.Minus(phys.Set{e.Range})
+		}
+	}
+	if r, ok := Initrd(t); ok {
+		end, _ := phys.AlignUp(r.End, phys.PageSize)
+		usable = usable.Union(phys.Set{{Start: phys.AlignDown(r.Start, phys.PageSize), End: max(end, r.End)}})
+	}
+	return usable, nil
+}
+
+// UsableMemory returns the memory to which linux,usable-memory-range confines
+// the kernel that gets the tree; none where it is not confined.
+func UsableMemory(t *devicetree.Tree) (phys.Set, error) {
+	chosen := t.Find("/chosen")
+	if chosen == nil {
+		return nil, nil
+	}
+	v, ok := chosen.Property("linux,usable-memory-range")
+	if !ok {
+		return nil, nil
+	}
+	cells, err := rootCells(t)
+	if err != nil {
+		return nil, err
+	}
+	ranges, err := cells.Ranges(v)
+	if err != nil {
+		return nil, fmt.Errorf("linux,usable-memory-range: %w", err)
+	}
+	return phys.NewSet(ranges...), nil
+}
+
+// Initrd returns where the boot loader put the initrd of the kernel that gets
+// the tree; ok is false without one.
+func Initrd(t *devicetree.Tree) (r phys.Range, ok bool) {
+	chosen := t.Find("/chosen")
+	if chosen == nil {
+		return phys.Range{}, false
+	}
+	start, ok1 := chosen.Uint64("linux,initrd-start")
+	end, ok2 := chosen.Uint64("linux,initrd-end")
+	if !ok1 || !ok2 || end <= start {
+		return phys.Range{}, false
+	}
+	return phys.Range{Start: start, End: end}, true
+}
+
+// HandoffNode returns the range of the first node in /reserved-memory with
+// the compatible property of the handoff area; ok is false without one.
+func HandoffNode(t *devicetree.Tree) (r phys.Range, ok bool) {
+	for _, ranges := range reservedFor(t, CompatibleHandoff) {
+		if len(ranges) == 1 && !ranges[0].Empty() {
+			return ranges[0], true
+		}
+	}
+	return phys.Range{}, false
+}
+
+// PayloadReserved returns the memory that is reserved in the payload's kernel
+// only, by nodes with its compatible property.
+func PayloadReserved(t *devicetree.Tree) phys.Set {
+	var all []phys.Range
+	for _, ranges := range reservedFor(t, CompatiblePayload) {
+		all = append(all, ranges...)
+	}
+	return phys.NewSet(all...)
+}
+
+// reservedFor returns the ranges of each node in /reserved-memory that is
+// available and compatible; of those that can be read.
+func reservedFor(t *devicetree.Tree, compatible string) (nodes [][]phys.Range) {
+	reserved := t.Find("/reserved-memory")
+	if reserved == nil {
+		return nil
+	}
+	cells, err := reserved.Cells()
+	if err != nil {
+		return nil
+	}
+	for _, n := range reserved.Children {
+		if !n.Compatible(compatible) || !n.Available() {
+			continue
+		}
+		if ranges, err := n.Reg(cells); err == nil {
+			nodes = append(nodes, ranges)
+		}
+	}
+	return nodes
+}

@@ -1,0 +1,33 @@
+package plan
+
+import (
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// AMD64 is x86-64.
+//
+//   - Firmware overwrites the first MiB and kernels keep out of it: commit
+//     a799c2bd29d1 ("x86/setup: Consolidate early memory reservations") (in
+//     v5.13).
+//   - Memory blocks may be up to 2 GiB from 64 GiB on
+//     (probe_memory_block_size in arch/x86/mm/init_64.c, v6.12).
+//   - A kernel without SRAT knows a NUMA node only up to the end of the RAM
+//     that it boots with, and kmem refuses memory without one
+//     (dev_dax_kmem_probe in drivers/dax/kmem.c, v6.12): hence KeepTop.
+//   - The direct map is that of Documentation/arch/x86/x86_64/mm.rst (v6.12).
+var AMD64 = Arch{
+	Name:         "amd64",
+	Machine:      elfcore.MachineAMD64,
+	Low:          phys.Range{Start: 0, End: phys.MiB},
+	Granule:      phys.PageSize,
+	BlockSize:    128 * phys.MiB,
+	LargeBlock:   2 * phys.GiB,
+	LargeMachine: 64 * phys.GiB,
+	KeepTop:      true,
+	crashkernel:  "crashkernel=1M",
+	blacklist:    "kmem,dax_hmem,device_dax",
+	elfcorehdr:   true,
+	directBase:   0xffff888000000000,
+	directAlign:  1 << 63, // from 0 on
+}

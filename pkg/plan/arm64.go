@@ -1,0 +1,41 @@
+package plan
+
+import (
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// ARM64 is arm64 with a device tree.
+//
+//   - Memory that is handed over is a pmem-region node, of which nvdimm takes
+//     2 MiB for its info block: the rest is aligned to memremap_compat_align
+//     (nd_pfn_init in drivers/nvdimm/pfn_devs.c, v6.12), if the agent asks for
+//     no larger alignment.
+//   - A kernel can add no memory below the start of the RAM that it boots
+//     with, rounded down to 512 MiB or 1 GiB (arch_get_mappable_range in
+//     arch/arm64/mm/mmu.c, arm64_memblock_init, v6.12): hence KeepBottom.
+//   - The reservation of crashkernel= is a multiple of 2 MiB (CRASH_ALIGN in
+//     arch/arm64/include/asm/crash_reserve.h, v6.12).
+//   - /chosen linux,elfcorehdr says where the ELF core header is.
+//   - The linear map of 48 address bits begins at 0xffff000000000000, also in a
+//     kernel for 52 bits on a processor with 48 (arm64_memblock_init).
+var ARM64 = Arch{
+	Name:        "arm64",
+	Machine:     elfcore.MachineARM64,
+	Granule:     64 * phys.KiB,
+	InfoBlock:   2 * phys.MiB,
+	BlockSize:   128 * phys.MiB,
+	KeepBottom:  true,
+	crashkernel: "crashkernel=2M",
+	blacklist:   "kmem,dax_hmem,dax_pmem,device_dax,nd_btt,nd_pmem,of_pmem",
+	directBase:  0xffff000000000000,
+	directAlign: phys.GiB,
+}
+
+// arm64Blocks has the memory block of a kernel by its page, both in bytes
+// (SECTION_SIZE_BITS in arch/arm64/include/asm/sparsemem.h, v5.12 to v6.12).
+var arm64Blocks = map[uint64]uint64{
+	4 * phys.KiB:  128 * phys.MiB,
+	16 * phys.KiB: 128 * phys.MiB,
+	64 * phys.KiB: 512 * phys.MiB,
+}

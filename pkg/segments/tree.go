@@ -1,0 +1,227 @@
+package segments
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/warmcore/warmcore/pkg/devicetree"
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// stale are the properties of /chosen that were for the payload's kernel.
+//
+//   - Seeds are used once: the payload's kernel had these.
+//   - EFI's map would be taken for the memory map instead of the nodes
+//     (efi_init in drivers/firmware/efi/efi-init.c, v6.12).
+//   - What an older kexec handed over lies in memory that is another's now.
+var stale = []string{
+	"bootargs",
+	"linux,usable-memory-range", "linux,elfcorehdr",
+	"linux,initrd-start", "linux,initrd-end",
+	"kaslr-seed", "rng-seed",
+	"linux,uefi-system-table", "linux,uefi-mmap-start", "linux,uefi-mmap-size", "linux,uefi-mmap-desc-size",
+	"linux,uefi-mmap-desc-ver", "linux,uefi-secure-boot",
+	"linux,ima-kexec-buffer", "linux,ima-kexec-buffer-size", "linux,kho-fdt", "linux,kho-scratch",
+}
+
+// treeWriter makes the normal kernel's device tree of the machine's.
+type treeWriter struct {
+	*devicetree.Tree
+	cells    devicetree.Cells
+	firmware memmap.Map // of the machine's tree
+	ram      phys.Set   // of the normal kernel
+	hidden   phys.Set
+}
+
+// normalTree returns the device tree for the normal kernel: the machine's,
+// but for its memory, for what was the payload's, and for our own nodes. It
+// proves what it made by reading it as the payload reads a machine's tree.
+func (l Linux) normalTree(initrd, header phys.Range) (*devicetree.Tree, error) {
+	firmware, err := memmap.DeviceTree(l.Tree)
+	if err != nil {
+		return nil, err
+	}
+	w := treeWriter{Tree: l.Tree.Clone(), firmware: firmware, ram: l.Map.Set(memmap.RAM), hidden: l.Map.Set(memmap.SoftReserved)}
+	if w.cells, err = w.Root.Cells(); err != nil {
+		return nil, err
+	}
+	w.Reservations = nil
+	for _, e := range firmware.Entries {
+		if e.Name == memmap.ReservationBlock {
+			w.Reservations = append(w.Reservations, e.Range)
+		}
+	}
+	ids, err := w.memory()
+	if err != nil {
+		return nil, fmt.Errorf("write device tree: %w", err)
+	}
+	for _, step := range []func() error{
+		func() error { return w.reserved(l.Handoff) },
+		func() error { return w.regions(ids) },
+		func() error { return w.chosen(l, initrd, header) },
+		w.check,
+	} {
+		if err := step(); err != nil {
+			return nil, fmt.Errorf("write device tree: %w", err)
+		}
+	}
+	return w.Tree, nil
+}
+
+// nodeMemory is the memory of a NUMA node.
+type nodeMemory struct {
+	id     uint32
+	memory phys.Set
+	usable bool // the kernel will know the node
+}
+
+// memory writes the memory nodes: the normal kernel's RAM, and what firmware
+// reserves in its RAM, which a driver may want mapped.
+func (w *treeWriter) memory() ([]nodeMemory, error) {
+	listed := w.firmware.Top().Set(memmap.RAM)
+	want := w.ram.Union(listed.Intersect(w.firmware.Set(memmap.Reserved)))
+	var ids []nodeMemory
+	var written phys.Set
+	for _, n := range w.Root.Children {
+		if !memmap.IsMemoryNode(n) {
+			continue
+		}
+		ranges, err := n.Reg(w.cells)
+		if err != nil {
+			return nil, err
+		}
+		set := phys.NewSet(ranges...)
+		part := set.Intersect(want).Minus(written)
+		if id, ok := n.Uint32("numa-node-id"); ok {
+			ids = append(ids, nodeMemory{id, set, len(part) > 0})
+		}
+		written = written.Union(part)
+		reg, err := w.cells.Value(part...)
+		if err != nil {
+			return nil, fmt.Errorf("node %q: %w", n.Name, err)
+		}
+		n.Set("reg", reg)
+		n.Delete("linux,usable-memory")
+		if len(part) > 0 {
+			n.Name = fmt.Sprintf("memory@%x", part[0].Start)
+		}
+	}
+	w.Root.Remove(func(n *devicetree.Node) bool {
+		reg, _ := n.Property("reg")
+		return memmap.IsMemoryNode(n) && len(reg) == 0
+	})
+	if missing := want.Minus(written); len(missing) > 0 {
+		return nil, fmt.Errorf("RAM %v is in no memory node", missing)
+	}
+	if cpus := w.Find("/cpus"); cpus != nil {
+		for _, cpu := range cpus.Children {
+			if id, ok := cpu.Uint32("numa-node-id"); ok {
+				ids = append(ids, nodeMemory{id: id, usable: true})
+			}
+		}
+	}
+	return ids, nil
+}
+
+// reserved takes the payload's reservations out and puts the handoff area in.
+func (w *treeWriter) reserved(handoff phys.Range) error {
+	r := w.Find("/reserved-memory")
+	if r != nil {
+		r.Remove(memmap.IsOurs)
+	}
+	if !handoff.Empty() {
+		if r == nil {
+			r = w.Root.Add("reserved-memory")
+			r.SetUint32("#address-cells", uint32(w.cells.Address))
+			r.SetUint32("#size-cells", uint32(w.cells.Size))
+			r.Set("ranges", nil)
+		}
+		cells, err := r.Cells()
+		if err != nil {
+			return err
+		}
+		n := r.Add(fmt.Sprintf("handoff@%x", handoff.Start))
+		reg, err := cells.Value(handoff)
+		if err != nil {
+			return fmt.Errorf("node %q: %w", n.Name, err)
+		}
+		n.SetString("compatible", memmap.CompatibleHandoff)
+		n.Set("reg", reg)
+		n.Set("no-map", nil)
+	}
+	if r != nil && len(r.Children) == 0 {
+		w.Root.Remove(func(n *devicetree.Node) bool { return n == r })
+	}
+	return nil
+}
+
+// regions writes a pmem-region node for each range of hidden memory. The
+// kernel makes a device of it and doesn't touch it by itself
+// (drivers/nvdimm/of_pmem.c, v6.12). Memory of a node that the kernel does not
+// know, because it has neither RAM there nor a CPU, can't be added
+// (of_node_to_nid in drivers/of/of_numa.c, v6.12): it goes to a known one.
+func (w *treeWriter) regions(ids []nodeMemory) error {
+	known := slices.DeleteFunc(slices.Clone(ids), func(n nodeMemory) bool { return !n.usable })
+	for _, r := range w.hidden {
+		id, most := uint32(0), uint64(0)
+		if len(known) > 0 {
+			id = known[0].id
+		}
+		for _, n := range ids {
+			size := n.memory.Intersect(phys.Set{r}).Size()
+			if size > most && slices.ContainsFunc(known, func(k nodeMemory) bool { return k.id == n.id }) {
+				id, most = n.id, size
+			}
+		}
+		reg, err := w.cells.Value(r)
+		if err != nil {
+			return err
+		}
+		n := w.Root.Add(fmt.Sprintf("pmem@%x", r.Start))
+		n.SetString("compatible", "pmem-region")
+		n.Set("reg", reg)
+		n.Set("volatile", nil)
+		n.SetUint32("numa-node-id", id)
+	}
+	return nil
+}
+
+func (w *treeWriter) chosen(l Linux, initrd, header phys.Range) error {
+	c := w.Root.Add("chosen")
+	c.Delete(stale...)
+	c.SetString("bootargs", l.Cmdline)
+	if !initrd.Empty() {
+		c.SetUint64("linux,initrd-start", initrd.Start)
+		c.SetUint64("linux,initrd-end", initrd.End)
+	}
+	if !header.Empty() {
+		// In the root's cells, as early_init_dt_check_for_elfcorehdr in
+		// drivers/of/fdt.c (v6.12) reads it.
+		v, err := w.cells.Value(header)
+		if err != nil {
+			return fmt.Errorf("linux,elfcorehdr: %w", err)
+		}
+		c.Set("linux,elfcorehdr", v)
+	}
+	if l.Seed != 0 {
+		c.SetUint64("kaslr-seed", l.Seed)
+	}
+	return nil
+}
+
+// check reads the tree: the kernel's RAM must be what the map says, and no
+// reservation may lie over memory that is handed over.
+func (w *treeWriter) check() error {
+	m, err := memmap.DeviceTree(w.Tree)
+	if err != nil {
+		return err
+	}
+	if got := m.Set(memmap.RAM); !slices.Equal(got, w.ram) {
+		return fmt.Errorf("the tree gives the kernel %v as RAM, the map %v", got, w.ram)
+	}
+	if x := m.Set(memmap.RAM, memmap.Reserved).Intersect(w.hidden); len(x) > 0 {
+		return fmt.Errorf("hidden memory %v is in the tree as the kernel's", x)
+	}
+	return nil
+}

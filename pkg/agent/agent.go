@@ -66,7 +66,8 @@ type Progress struct {
 // System is the machine, and what stands for its parts in a test. The zero
 // value with Root "/" is the machine that the program runs on.
 type System struct {
-	Root     string         // where proc, sys, dev, run and var are
+	Root     string         // where proc, sys, dev, run, lib and var are
+	Arch     string         // as GOARCH; "": the program's
 	Log      *slog.Logger   // nil discards
 	Progress func(Progress) // nil discards
 
@@ -197,12 +198,12 @@ func (s *System) open(write bool) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find handoff area: %w", err)
 	}
-	where, err := handoff.Parse(cmdline)
+	where, err := handoff.Find(cmdline, os.DirFS(s.path(deviceTree)))
 	switch {
 	case errors.Is(err, handoff.ErrNone):
 		return nil, errNoPayload
 	case err != nil:
-		return nil, refuse("correct the kernel command line; the payload sets this parameter by itself", "%v", err)
+		return nil, refuse("correct the kernel command line, or the device tree; the payload writes both by itself", "%v", err)
 	case where.Size() < registration.SizeMin:
 		return nil, refuse("update payload and agent together", "the handoff area is %s, want at least %s",
 			phys.FormatSize(where.Size()), phys.FormatSize(registration.SizeMin))
@@ -304,8 +305,12 @@ func (x *session) plan(roles ...registration.Role) phys.Set {
 	return phys.NewSet(list...)
 }
 
-// captureBoot says whether the payload started this kernel to save a dump.
+// captureBoot says whether the payload started this kernel to save a dump:
+// by the kernel command line on x86, by the device tree on arm64.
 func (s *System) captureBoot() bool {
+	if b, err := s.readBytes(deviceTree + "/chosen/linux,elfcorehdr"); err == nil && len(b) > 0 {
+		return true
+	}
 	cmdline, err := s.read("proc/cmdline")
 	if err != nil {
 		return false

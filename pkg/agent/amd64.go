@@ -17,17 +17,6 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// machine is what of arming depends on the architecture.
-type machine interface {
-	// stub returns the image to load into area.
-	stub(area, handoff phys.Range, nonce [16]byte) (image phys.Segment, entry uint64, err error)
-	// elf returns the machine number in ELF headers.
-	elf() uint16
-}
-
-// machine finds out about the machine. There is one architecture so far.
-func (s *System) machine() (machine, error) { return s.amd64() }
-
 // amd64 is an x86-64 machine.
 type amd64 struct {
 	apicIDs []uint32 // of all CPUs that are online
@@ -39,7 +28,7 @@ type amd64 struct {
 func (amd64) elf() uint16 { return elfcore.MachineAMD64 }
 
 func (m amd64) stub(area, handoff phys.Range, nonce [16]byte) (phys.Segment, uint64, error) {
-	image, entry, err := stub.Build(stub.Params{
+	image, entry, err := stub.BuildAMD64(stub.AMD64Params{
 		Base:          area.Start,
 		Record:        handoff.Start + registration.RecordOff,
 		LowPage:       m.lowPage,
@@ -51,12 +40,16 @@ func (m amd64) stub(area, handoff phys.Range, nonce [16]byte) (phys.Segment, uin
 	if err != nil {
 		return phys.Segment{}, 0, err
 	}
-	where, ok := phys.Sized(area.Start, uint64(len(image)))
-	if !ok || !area.Contains(where) {
-		return phys.Segment{}, 0, fmt.Errorf("build stub: %d bytes, and the area for it is %v", len(image), area)
-	}
-	return phys.Segment{Name: "stub", Range: where, Data: image}, entry, nil
+	load, err := segment(image, area)
+	return load, entry, err
 }
+
+// area returns what memory will do: the stub's page tables map the first 4 GiB.
+func (amd64) area() stubArea {
+	return stubArea{size: stub.AMD64Size, align: phys.PageSize, top: 4 * phys.GiB, kernel: "crashkernel=1M"}
+}
+
+func (amd64) check(x *session) error { return x.encrypted() }
 
 func (s *System) amd64() (m amd64, err error) {
 	if m.apicIDs, err = s.apicIDs(); err != nil {
@@ -67,7 +60,7 @@ func (s *System) amd64() (m amd64, err error) {
 	if m.lowPage, err = s.lowPage(); err != nil {
 		return amd64{}, err
 	}
-	facp, err := s.readBytes("sys/firmware/acpi/tables/FACP")
+	facp, err := s.readBytes(facpFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -154,6 +147,9 @@ func (s *System) lowPage() (uint64, error) {
 	}
 	return low[0].Start, nil
 }
+
+// facpFile is the Fixed ACPI Description Table.
+const facpFile = "sys/firmware/acpi/tables/FACP"
 
 // Offsets in the Fixed ACPI Description Table (ACPI 6.5, table 5.9).
 const (

@@ -17,6 +17,7 @@ type Armed struct {
 	CrashArea MemoryRange `json:"crash_area"` // where the stub is
 	Release   string      `json:"release"`    // of the running kernel
 	Rearmed   bool        `json:"rearmed"`    // it was armed before
+	Warning   string      `json:"warning,omitempty"`
 }
 
 // Arm registers the running kernel and loads the stub: a crash from now on is
@@ -27,19 +28,16 @@ func (s *System) Arm() (Armed, error) {
 		return Armed{}, err
 	}
 	defer x.close()
-	if err := x.armable(); err != nil {
+	machine, err := x.armable()
+	if err != nil {
 		return Armed{}, err
 	}
-	k, err := s.kernel()
+	k, err := s.kernel(machine)
 	if err != nil {
 		return Armed{}, err
 	}
 	var nonce [16]byte
 	rand.Read(nonce[:])
-	machine, err := s.machine()
-	if err != nil {
-		return Armed{}, err
-	}
 	segment, entry, err := machine.stub(k.crashArea, x.area.Range(), nonce)
 	if err != nil {
 		return Armed{}, err
@@ -63,11 +61,30 @@ func (s *System) Arm() (Armed, error) {
 	if err := x.store(); err != nil {
 		return Armed{}, fmt.Errorf("arm: %w", err)
 	}
+	if missing := s.hotplug().Missing(k.identity.Release); len(missing) > 0 {
+		done.Warning = fmt.Sprintf("after a crash this kernel can save the dump but not take memory back before its next boot: it has no %s",
+			strings.Join(missing, ", "))
+	}
 	return done, nil
 }
 
 // armable checks that the machine can keep the promise that Arm makes.
-func (x *session) armable() error {
+func (x *session) armable() (machine, error) {
+	if err := x.promised(); err != nil {
+		return nil, err
+	}
+	if err := x.preconditions(); err != nil {
+		return nil, err
+	}
+	m, err := x.machine()
+	if err != nil {
+		return nil, err
+	}
+	return m, m.check(x)
+}
+
+// promised checks the state that the machine is in.
+func (x *session) promised() error {
 	if err := x.need(); err != nil {
 		return err
 	}
@@ -83,7 +100,7 @@ func (x *session) armable() error {
 		return refuse("boot through the payload again", "the payload planned its handoff area at %v, the command line says %v",
 			x.plan(registration.RoleHandoff), x.area.Range())
 	}
-	return x.preconditions()
+	return nil
 }
 
 // preconditions are what the running system must be like.
@@ -105,10 +122,7 @@ func (s *System) preconditions() error {
 	case err != nil:
 		return err
 	case size == "0":
-		return refuse("see why in `dmesg | grep -i crash`: the payload asks for crashkernel=1M", "no memory is reserved for the stub")
-	}
-	if err := s.encrypted(); err != nil {
-		return err
+		return refuse("see why in `dmesg | grep -i crash`: the payload asks for crashkernel=", "no memory is reserved for the stub")
 	}
 	return s.overwriteRequested()
 }

@@ -21,7 +21,7 @@ func TestArm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Armed{CPUs: 2, CrashArea: MemoryRange{"0x10000000", stub.MaxSize}, Release: "6.12.0-test"}
+	want := Armed{CPUs: 2, CrashArea: MemoryRange{"0x10000000", stub.AMD64Size}, Release: "6.12.0-test"}
 	if diff := cmp.Diff(want, done); diff != "" {
 		t.Errorf("Arm (-want +got):\n%s", diff)
 	}
@@ -49,14 +49,14 @@ func TestArm(t *testing.T) {
 	if diff := cmp.Diff(wantBlock, b); diff != "" {
 		t.Errorf("block (-want +got):\n%s", diff)
 	}
-	wantStub, _, err := stub.Build(stub.Params{
+	wantStub, _, err := stub.BuildAMD64(stub.AMD64Params{
 		Base: 0x10000000, Record: testHandoff.Start + registration.RecordOff, LowPage: 0x8000, Nonce: nonce,
 		APICIDs: []uint32{0, 2}, BSP: 0, ResetRegister: stub.ResetRegister{Space: stub.SpaceIO, Address: 0xcf9, Value: 0xf},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(phys.Segment{Name: "stub", Range: phys.Range{Start: 0x10000000, End: 0x10000000 + stub.MaxSize}, Data: wantStub}, m.stub); diff != "" {
+	if diff := cmp.Diff(phys.Segment{Name: "stub", Range: phys.Range{Start: 0x10000000, End: 0x10000000 + stub.AMD64Size}, Data: wantStub}, m.stub); diff != "" {
 		t.Errorf("stub (-want +got):\n%s", diff)
 	}
 

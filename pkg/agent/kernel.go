@@ -1,15 +1,16 @@
 package agent
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/warmcore/warmcore/boot/stub"
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -26,7 +27,7 @@ type kernel struct {
 	crashArea  phys.Range
 }
 
-func (s *System) kernel() (k kernel, err error) {
+func (s *System) kernel(m machine) (k kernel, err error) {
 	if k.identity, err = s.identity(); err != nil {
 		return kernel{}, fmt.Errorf("identify the running kernel: %w", err)
 	}
@@ -36,7 +37,7 @@ func (s *System) kernel() (k kernel, err error) {
 	if k.vmcoreinfo, err = s.vmcoreinfo(); err != nil {
 		return kernel{}, fmt.Errorf("find VMCOREINFO: %w", err)
 	}
-	if k.crashArea, err = s.crashArea(); err != nil {
+	if k.crashArea, err = s.crashArea(m.area()); err != nil {
 		return kernel{}, err
 	}
 	// A dump without the mapping is harder to read but complete: the payload
@@ -155,21 +156,20 @@ func parseNote(addr string, addrBase int, size string, sizeBase int) (registrati
 
 // crashArea returns the part of the memory reserved by crashkernel= that the
 // stub can be in.
-func (s *System) crashArea() (phys.Range, error) {
+func (s *System) crashArea(want stubArea) (phys.Range, error) {
 	m, err := s.ioMem()
 	if err != nil {
 		return phys.Range{}, err
 	}
 	areas := m.Named("Crash kernel")
 	for _, r := range areas {
-		// The stub's page tables map the first 4 GiB.
-		r = phys.Range{Start: r.Start, End: min(r.End, 4*phys.GiB)}.AlignIn(phys.PageSize)
-		if r.Size() >= stub.MaxSize {
+		r = phys.Range{Start: r.Start, End: min(r.End, want.top)}.AlignIn(want.align)
+		if r.Size() >= want.size {
 			return r, nil
 		}
 	}
-	return phys.Range{}, refuse("see why in `dmesg | grep -i crash`: the payload asks for crashkernel=1M",
-		"the memory reserved for the stub is %v, want %s below 4 GiB", areas, phys.FormatSize(stub.MaxSize))
+	return phys.Range{}, refuse("see why in `dmesg | grep -i crash`: the payload asks for "+want.kernel,
+		"the memory reserved for the stub is %v, want %s below %s", areas, phys.FormatSize(want.size), phys.FormatSize(want.top))
 }
 
 func (s *System) ioMem() (memmap.Map, error) {
@@ -187,7 +187,10 @@ func (s *System) ioMem() (memmap.Map, error) {
 
 // mapping reads the kernel's mappings out of the program headers of
 // /proc/kcore. Those of RAM and of the kernel's text have a physical address,
-// all others have p_paddr -1 (read_kcore_iter in fs/proc/kcore.c, v6.12).
+// all others have p_paddr -1 (read_kcore_iter in fs/proc/kcore.c, v6.12). The
+// text lies above the direct map (x86: __START_KERNEL_map, arm64: the vmalloc
+// area). On arm64 the direct map need not begin with physical 0: the address
+// of that wraps.
 func (s *System) mapping() (registration.Mapping, error) {
 	f, err := os.Open(s.path("proc/kcore"))
 	if err != nil {
@@ -198,26 +201,21 @@ func (s *System) mapping() (registration.Mapping, error) {
 	if err != nil {
 		return registration.Mapping{}, fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	const textStart = 0xffffffff80000000 // __START_KERNEL_map, x86-64
-	var m registration.Mapping
-	for _, l := range h.Loads {
-		switch {
-		case l.Phys == 1<<64-1:
-		case l.Virt >= textStart:
-			if m.TextVirt != 0 {
-				return registration.Mapping{}, fmt.Errorf("%s: two mappings of the kernel's text, at %#x and %#x", f.Name(), m.TextVirt, l.Virt)
-			}
-			m.TextVirt, m.TextPhys, m.TextSize = l.Virt, l.Phys, l.Size
-		default:
-			base := l.Virt - l.Phys
-			if m.DirectBase != 0 && base != m.DirectBase {
-				return registration.Mapping{}, fmt.Errorf("%s: two direct maps, at %#x and %#x", f.Name(), m.DirectBase, base)
-			}
-			m.DirectBase = base
-		}
-	}
-	if m.DirectBase == 0 {
+	loads := slices.DeleteFunc(h.Loads, func(l elfcore.Load) bool { return l.Phys == 1<<64-1 })
+	if len(loads) == 0 {
 		return registration.Mapping{}, fmt.Errorf("%s: no direct map in it", f.Name())
+	}
+	slices.SortFunc(loads, func(a, b elfcore.Load) int { return cmp.Compare(a.Virt, b.Virt) })
+	m := registration.Mapping{DirectBase: loads[0].Virt - loads[0].Phys}
+	text := len(loads) - 1
+	if l := loads[text]; l.Virt-l.Phys != m.DirectBase {
+		m.TextVirt, m.TextPhys, m.TextSize = l.Virt, l.Phys, l.Size
+		loads = loads[:text]
+	}
+	for _, l := range loads {
+		if base := l.Virt - l.Phys; base != m.DirectBase {
+			return registration.Mapping{}, fmt.Errorf("%s: two direct maps, at %#x and %#x", f.Name(), m.DirectBase, base)
+		}
 	}
 	return m, nil
 }

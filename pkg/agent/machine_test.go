@@ -90,6 +90,7 @@ func plainBoot(t *testing.T) *testMachine {
 	m.kernel = hotplugtest.New(t, root, testBlock, phys.NewSet(blocks(0, 3), blocks(5, 10), blocks(15, 16)))
 	m.kernel.Soft = []phys.Range{blocks(3, 4), blocks(10, 15)}
 	m.System = System{
+		Arch:   "amd64",
 		Root:   root,
 		Memory: &m.memory,
 		Load: func(entry uint64, segments []phys.Segment) error {

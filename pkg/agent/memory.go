@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -62,11 +63,23 @@ func (x *session) parts() (p parts, err error) {
 	return p, nil
 }
 
-// addMemory makes memory blocks, offline, of the Soft Reserved memory in want.
+// addMemory makes memory blocks, offline, of the memory in want, which the
+// kernel was told to leave alone. Unless the error is a Refusal, there are
+// blocks of what it is not about.
 func (x *session) addMemory(want phys.Set) error {
 	h := x.hotplug()
+	if release, err := x.read("proc/sys/kernel/osrelease"); err == nil {
+		if missing := h.Missing(release); len(missing) > 0 {
+			return refuse("boot a kernel with CONFIG_ZONE_DEVICE, which all of them need, or install its modules",
+				"this kernel can't take memory that was hidden from it: it has no %s", strings.Join(missing, ", "))
+		}
+	}
 	if err := h.Load(); err != nil {
-		return refuse("install the kernel's modules of the running version", "Soft Reserved memory can't be used: %v", err)
+		return refuse("install the kernel's modules of the running version", "memory that was hidden from this kernel can't be used: %v", err)
+	}
+	var errs []error
+	if err := h.Convert(want); err != nil {
+		errs = append(errs, err)
 	}
 	devices, err := h.Devices()
 	if err != nil {
@@ -78,15 +91,22 @@ func (x *session) addMemory(want phys.Set) error {
 			continue
 		}
 		if err := h.Bind(d); err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
 		x.log().Info("memory is with kmem", "device", d.Name, "range", d.Range.String())
 		bound++
 	}
-	if bound == 0 {
-		return refuse("see `dmesg | grep -i -e hmem -e 'soft reserved'`", "the kernel made no dax device of the Soft Reserved memory %v", want)
+	if bound == 0 && len(errs) == 0 {
+		return refuse("see `dmesg | grep -i -e hmem -e 'soft reserved' -e pmem`", "the kernel made no dax device of the hidden memory %v", want)
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// partly says whether addMemory left something to go on with.
+func partly(err error) bool {
+	var r *Refusal
+	return !errors.As(err, &r)
 }
 
 // Release gives preserved memory, window and destination to the running
@@ -126,8 +146,9 @@ func (s *System) Release(discard bool) (Moved, error) {
 	if err := x.hide(); err != nil {
 		return Moved{}, fmt.Errorf("release: %w", err)
 	}
-	if err := x.addMemory(x.plan(registration.RolePreserved, registration.RoleDestination, registration.RoleWindow)); err != nil {
-		return Moved{}, err
+	added := x.addMemory(x.plan(registration.RolePreserved, registration.RoleDestination, registration.RoleWindow))
+	if !partly(added) {
+		return Moved{}, added
 	}
 	p, err := x.parts()
 	if err != nil {
@@ -135,6 +156,9 @@ func (s *System) Release(discard bool) (Moved, error) {
 	}
 	m := x.online("release", p)
 	m.MemTotalKiB = [2]uint64{before, x.memTotal()}
+	if added != nil {
+		return m, fmt.Errorf("release: %w", added)
+	}
 	if len(m.Left) > 0 {
 		return m, fmt.Errorf("release: %d of %d memory blocks are left, the first is %v: %s",
 			len(m.Left), len(p.preserved)+len(p.lendable), m.Left[0].Range, m.Left[0].Why)
@@ -205,19 +229,23 @@ func (s *System) Lend() (Moved, error) {
 	if len(lendable) == 0 {
 		return Moved{}, &Nothing{"there is nothing to lend: the payload planned no destination"}
 	}
-	if err := x.addMemory(lendable); err != nil {
-		return Moved{}, err
+	added := x.addMemory(lendable)
+	if !partly(added) {
+		return Moved{}, added
 	}
 	p, err := x.parts()
 	if err != nil {
 		return Moved{}, err
 	}
 	p.preserved = nil
-	if len(p.lendable) > 0 && allMovable(p.lendable) {
+	if added == nil && len(p.lendable) > 0 && allMovable(p.lendable) {
 		return Moved{}, &Nothing{"window and destination are lent already"}
 	}
 	m := x.online("lend", p)
 	m.MemTotalKiB = [2]uint64{before, x.memTotal()}
+	if added != nil {
+		return m, fmt.Errorf("lend: %w", added)
+	}
 	if len(m.Left) > 0 {
 		return m, fmt.Errorf("lend: %d of %d memory blocks are left, the first is %v: %s",
 			len(m.Left), len(p.lendable), m.Left[0].Range, m.Left[0].Why)

@@ -26,8 +26,8 @@ const (
 	MaxSize = 64 * phys.MiB
 )
 
-// ErrNone says that the command line names no handoff area: the payload
-// didn't start this kernel, or the area is told in another way.
+// ErrNone says that nothing names a handoff area, a device tree neither: the
+// payload didn't start this kernel.
 var ErrNone = errors.New("no " + Parameter + "= on the kernel command line")
 
 // Parse finds the handoff area in a kernel command line. Of several
@@ -59,18 +59,26 @@ func Parse(cmdline string) (phys.Range, error) {
 		return phys.Range{}, fmt.Errorf("%s=%q: size: %w", Parameter, value, err)
 	}
 	r, ok := phys.Sized(start, n)
-	switch {
-	case !ok:
+	if !ok {
 		return phys.Range{}, fmt.Errorf("%s=%q: beyond 64 bits", Parameter, value)
-	case n < MinSize || n > MaxSize:
-		return phys.Range{}, fmt.Errorf("%s=%q: size is %s, want %s to %s", Parameter, value,
-			phys.FormatSize(n), phys.FormatSize(MinSize), phys.FormatSize(MaxSize))
-	case start < phys.MiB:
-		return phys.Range{}, fmt.Errorf("%s=%q: below 1 MiB, which firmware overwrites", Parameter, value)
-	case start%phys.PageSize != 0 || n%phys.PageSize != 0:
-		return phys.Range{}, fmt.Errorf("%s=%q: not whole pages", Parameter, value)
+	}
+	if err := check(r); err != nil {
+		return phys.Range{}, fmt.Errorf("%s=%q: %w", Parameter, value, err)
 	}
 	return r, nil
+}
+
+// check refuses what can't be a handoff area.
+func check(r phys.Range) error {
+	switch {
+	case r.Size() < MinSize || r.Size() > MaxSize:
+		return fmt.Errorf("size is %s, want %s to %s", phys.FormatSize(r.Size()), phys.FormatSize(MinSize), phys.FormatSize(MaxSize))
+	case r.Start < phys.MiB:
+		return errors.New("below 1 MiB, which firmware overwrites")
+	case r.Start%phys.PageSize != 0 || r.End%phys.PageSize != 0:
+		return errors.New("not whole pages")
+	}
+	return nil
 }
 
 // Memory is physical memory, as pkg/physmem gives it.
@@ -85,7 +93,7 @@ type Area struct {
 	mem   Memory
 }
 
-// New returns the area at where, a range that Parse returned.
+// New returns the area at where, a range that Find or Parse returned.
 func New(where phys.Range, mem Memory) *Area { return &Area{where, mem} }
 
 // Range returns where the area is.

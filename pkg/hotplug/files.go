@@ -19,16 +19,22 @@ func (s System) exists(name string) bool {
 
 // read returns an attribute without the newline at its end.
 func (s System) read(name string) (string, error) {
+	text, err := s.readAll(name, maxAttribute)
+	return strings.TrimSpace(text), err
+}
+
+// readAll returns at most limit bytes of a file.
+func (s System) readAll(name string, limit int64) (string, error) {
 	f, err := os.Open(s.path(name))
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxAttribute))
+	b, err := io.ReadAll(io.LimitReader(f, limit))
 	if err != nil {
 		return "", fmt.Errorf("read %s: %w", s.path(name), err)
 	}
-	return strings.TrimSpace(string(b)), nil
+	return string(b), nil
 }
 
 // number reads an attribute that is a number; base 0 takes 0x and decimal.

@@ -1,5 +1,6 @@
-// Package hotplug turns Soft Reserved memory into memory of the running
-// kernel, and back: dax devices, the kmem driver, memory blocks.
+// Package hotplug turns memory that a kernel was told to leave alone into
+// memory of the running kernel, and back: dax devices, the kmem driver, memory
+// blocks. On x86 that is Soft Reserved memory, with a device tree pmem regions.
 //
 // It goes where it is told: which block may go online, and for what, is the
 // caller's decision from the memory plan. Everything here can be done twice.
@@ -10,7 +11,7 @@
 // to memory-hotplug by default") (in v6.3) it binds to kmem where that is
 // loaded. kmem adds the device's whole memory blocks, which stay offline with
 // memhp_default_state=offline, so that nothing is written to them before
-// their state file is.
+// their state file is. How a pmem region becomes a dax device, Convert says.
 package hotplug
 
 import (
@@ -31,6 +32,7 @@ import (
 const (
 	maxAttribute = 4 << 10 // bytes in an attribute: sysfs gives a page
 	maxBlocks    = 1 << 20 // memory blocks
+	maxModules   = 4 << 20 // bytes in a list of modules, 0.7 MiB in Debian
 )
 
 const (
@@ -78,28 +80,33 @@ func (b Block) Online() bool { return b.State != "offline" }
 // Movable says whether b is online for user pages only.
 func (b Block) Movable() bool { return b.Online() && slices.Equal(b.Zones, []string{"Movable"}) }
 
-// Load loads the modules that make dax devices of Soft Reserved memory and
-// memory blocks of dax devices. A kernel with one of them built in has no
-// such module, which is no error; Devices shows what there is.
+// Load loads the modules that make dax devices of the memory and memory
+// blocks of dax devices. A kernel with one of them built in has no such
+// module, which is no error; Devices, after Convert, shows what there is.
 func (s System) Load() error {
+	nodes, err := s.pmemNodes()
+	if err != nil {
+		return err
+	}
 	var errs []error
-	for _, m := range []struct {
-		name, driver string
-	}{
-		// kmem before dax_hmem would be as good: Bind moves devices.
-		{"device_dax", driverDevice}, {"dax_hmem", ""}, {"kmem", driverKmem},
-	} {
-		if m.driver != "" && s.exists(filepath.Join(daxDrivers, m.driver)) {
+	lacks := false
+	for _, m := range modules(len(nodes) > 0) {
+		if m.driver != "" && s.exists(m.driver) {
 			continue
 		}
-		err := s.modprobe(m.name)
-		// v6.12 needs no device_dax for this.
-		if err != nil && m.name != driverDevice {
+		if err := s.modprobe(m.name); err != nil && !m.optional {
 			errs = append(errs, fmt.Errorf("load module %s: %w", m.name, err))
 		}
+		if m.driver != "" && !m.optional && !s.exists(m.driver) {
+			errs = append(errs, fmt.Errorf("the kernel has no %s driver (%s)", m.name, m.config))
+			lacks = true
+		}
 	}
-	if !s.exists(filepath.Join(daxDrivers, driverKmem)) {
-		return errors.Join(append(errs, errors.New("the kernel has no kmem driver (CONFIG_DEV_DAX_KMEM)"))...)
+	if lacks {
+		return errors.Join(errs...)
+	}
+	if len(nodes) > 0 {
+		return s.settle()
 	}
 	for end := time.Now().Add(s.Wait); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if entries, err := os.ReadDir(s.path(daxDevices)); err == nil && len(entries) > 0 {
@@ -107,6 +114,60 @@ func (s System) Load() error {
 		}
 	}
 	return nil
+}
+
+// Missing returns the modules that Load would need and that the kernel of the
+// release, as uname -r, neither has nor can load: without them memory can't
+// be given to it. It is empty where the modules' lists can't be read.
+func (s System) Missing(release string) []string {
+	nodes, err := s.pmemNodes()
+	if err != nil {
+		return nil
+	}
+	listed := ""
+	for _, name := range []string{"modules.dep", "modules.builtin"} {
+		text, err := s.readAll(filepath.Join("lib/modules", release, name), maxModules)
+		if err != nil {
+			return nil
+		}
+		listed += text
+	}
+	var missing []string
+	for _, m := range modules(len(nodes) > 0) {
+		if !m.optional && (m.driver == "" || !s.exists(m.driver)) && !strings.Contains(listed, "/"+m.name+".ko") {
+			missing = append(missing, m.name)
+		}
+	}
+	return missing
+}
+
+// module is what Load loads.
+type module struct {
+	name     string
+	driver   string // it is there if this is; "" if only modprobe knows
+	config   string // what the driver is built with
+	optional bool
+}
+
+// modules lists the modules for pmem regions or for Soft Reserved memory.
+func modules(pmem bool) []module {
+	kmem := module{name: "kmem", driver: filepath.Join(daxDrivers, driverKmem), config: "CONFIG_DEV_DAX_KMEM"}
+	if pmem {
+		// Not device_dax, which would take the devices first and describe
+		// all of their pages (devm_memremap_pages): 16 MiB for each GiB.
+		return []module{
+			{name: "of_pmem", driver: "sys/bus/platform/drivers/of_pmem", config: "CONFIG_OF_PMEM"},
+			{name: driverPmem, driver: filepath.Join(ndDrivers, driverPmem), config: "CONFIG_DEV_DAX_PMEM"},
+			kmem,
+		}
+	}
+	return []module{
+		// v6.12 needs no device_dax for this.
+		{name: "device_dax", driver: filepath.Join(daxDrivers, driverDevice), optional: true},
+		// kmem before dax_hmem would be as good: Bind moves devices.
+		{name: "dax_hmem"},
+		kmem,
+	}
 }
 
 // Devices lists the dax devices by address. Without the dax bus there are none.
@@ -161,13 +222,13 @@ func (s System) device(name string) (Device, error) {
 			return Device{}, fmt.Errorf("dax device %s: target_node: %w", name, err)
 		}
 	}
-	d.Driver = s.driver(name)
+	d.Driver = s.driver(daxDevices, name)
 	return d, nil
 }
 
-// driver returns the driver that a device is bound to.
-func (s System) driver(device string) string {
-	target, err := os.Readlink(s.path(filepath.Join(daxDevices, device, "driver")))
+// driver returns the driver that a device of a bus is bound to, "" if none.
+func (s System) driver(devices, device string) string {
+	target, err := os.Readlink(s.path(filepath.Join(devices, device, "driver")))
 	if err != nil {
 		return ""
 	}
@@ -177,7 +238,7 @@ func (s System) driver(device string) string {
 // Bind makes kmem add d's memory, as blocks that are offline. A device that
 // kmem has is left as it is.
 func (s System) Bind(d Device) error {
-	now := s.driver(d.Name)
+	now := s.driver(daxDevices, d.Name)
 	if now == driverKmem {
 		return nil
 	}
@@ -192,11 +253,11 @@ func (s System) Bind(d Device) error {
 	// new_id binds by itself where the device is free. Where kmem matches the
 	// device by its type, or the id is known from an earlier try, bind does.
 	first := s.write(filepath.Join(daxDrivers, driverKmem, "new_id"), d.Name)
-	if s.driver(d.Name) == driverKmem {
+	if s.driver(daxDevices, d.Name) == driverKmem {
 		return nil
 	}
 	second := s.write(filepath.Join(daxDrivers, driverKmem, "bind"), d.Name)
-	if now = s.driver(d.Name); now == driverKmem {
+	if now = s.driver(daxDevices, d.Name); now == driverKmem {
 		return nil
 	}
 	if err := errors.Join(first, second); err != nil {

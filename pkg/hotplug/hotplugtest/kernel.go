@@ -34,7 +34,15 @@ type Kernel struct {
 	Loaded []string // modules, in the order of Modprobe
 	Writes []string // "path=data", in order
 
-	tb testing.TB
+	tb   testing.TB
+	dax  []device
+	pmem []region
+}
+
+// device is a dax device.
+type device struct {
+	name   string
+	memory phys.Range
 }
 
 // New makes the tree below root, with memory blocks for ram.
@@ -80,23 +88,32 @@ func (k *Kernel) Modprobe(name string) error {
 		k.file("sys/bus/dax/drivers/"+name+"/unbind", "")
 	case "dax_hmem":
 		for i, r := range k.Soft {
-			dir := fmt.Sprintf("sys/bus/dax/devices/dax%d.0", i)
-			if k.exists(dir) {
-				continue
-			}
-			k.file(dir+"/resource", fmt.Sprintf("%#x\n", r.Start))
-			k.file(dir+"/size", fmt.Sprintf("%d\n", r.Size()))
-			node := "0\n"
-			if k.NoNode {
-				node = "-1\n"
-			}
-			k.file(dir+"/target_node", node)
+			k.addDevice(device{fmt.Sprintf("dax%d.0", i), r})
 		}
+	case "of_pmem":
+		k.ofPmem()
+	case "dax_pmem", "nd_pmem":
+		k.ndDriver(name)
 	}
-	for i := range k.Soft {
-		k.match(i)
+	for _, d := range k.dax {
+		k.match(d)
 	}
 	return nil
+}
+
+func (k *Kernel) addDevice(d device) {
+	dir := "sys/bus/dax/devices/" + d.name
+	if k.exists(dir) {
+		return
+	}
+	k.file(dir+"/resource", fmt.Sprintf("%#x\n", d.memory.Start))
+	k.file(dir+"/size", fmt.Sprintf("%d\n", d.memory.Size()))
+	node := "0\n"
+	if k.NoNode {
+		node = "-1\n"
+	}
+	k.file(dir+"/target_node", node)
+	k.dax = append(k.dax, d)
 }
 
 func (k *Kernel) exists(name string) bool {
@@ -105,25 +122,35 @@ func (k *Kernel) exists(name string) bool {
 }
 
 // match binds a free device by its type.
-func (k *Kernel) match(i int) {
+func (k *Kernel) match(d device) {
 	driver := "device_dax"
-	if k.ByType {
+	if k.ByType && len(k.pmem) == 0 { // pmem's are of the other type
 		driver = "kmem"
 	}
 	if k.exists("sys/bus/dax/drivers/" + driver) {
-		k.bind(i, driver)
+		k.bind(d, driver)
 	}
 }
 
-func (k *Kernel) link(i int) string { return fmt.Sprintf("sys/bus/dax/devices/dax%d.0/driver", i) }
+func (d device) link() string { return "sys/bus/dax/devices/" + d.name + "/driver" }
 
-func (k *Kernel) bind(i int, driver string) {
-	if !k.exists(filepath.Dir(k.link(i))) || k.exists(k.link(i)) || driver == "kmem" && k.NoNode {
-		return
-	}
-	if err := os.Symlink("../../drivers/"+driver, filepath.Join(k.Root, k.link(i))); err != nil {
+func (k *Kernel) symlink(target, name string) {
+	if err := os.Symlink(target, filepath.Join(k.Root, name)); err != nil {
 		k.tb.Fatal(err)
 	}
+}
+
+func (k *Kernel) remove(name string) {
+	if err := os.Remove(filepath.Join(k.Root, name)); err != nil {
+		k.tb.Fatal(err)
+	}
+}
+
+func (k *Kernel) bind(d device, driver string) {
+	if !k.exists(filepath.Dir(d.link())) || k.exists(d.link()) || driver == "kmem" && k.NoNode {
+		return
+	}
+	k.symlink("../../drivers/"+driver, d.link())
 	if driver != "kmem" {
 		return
 	}
@@ -131,7 +158,7 @@ func (k *Kernel) bind(i int, driver string) {
 	if k.AutoOnline {
 		state, zones = "online", "Normal"
 	}
-	k.add(k.Soft[i].AlignIn(k.BlockSize), state, zones)
+	k.add(d.memory.AlignIn(k.BlockSize), state, zones)
 }
 
 var (
@@ -151,33 +178,32 @@ func (k *Kernel) Write(path, data string) error {
 		return k.state(filepath.Clean(dir), data)
 	case strings.HasPrefix(path, "sys/bus/dax/drivers/"):
 		return k.driver(filepath.Base(dir), name, data)
+	case strings.HasPrefix(path, "sys/bus/nd/"):
+		return k.nd(path, data)
 	}
 	return errInvalid
 }
 
-func (k *Kernel) driver(driver, attribute, device string) error {
-	i := slices.IndexFunc(k.Soft, func(r phys.Range) bool {
-		return fmt.Sprintf("dax%d.0", slices.Index(k.Soft, r)) == device
-	})
+func (k *Kernel) driver(driver, attribute, name string) error {
+	i := slices.IndexFunc(k.dax, func(d device) bool { return d.name == name })
 	if i < 0 {
 		return os.ErrNotExist
 	}
-	bound, _ := os.Readlink(filepath.Join(k.Root, k.link(i)))
+	d := k.dax[i]
+	bound, _ := os.Readlink(filepath.Join(k.Root, d.link()))
 	switch attribute {
 	case "unbind":
 		if filepath.Base(bound) != driver {
 			return os.ErrNotExist
 		}
-		if err := os.Remove(filepath.Join(k.Root, k.link(i))); err != nil {
-			k.tb.Fatal(err)
-		}
+		k.remove(d.link())
 	case "new_id":
-		k.bind(i, driver)
+		k.bind(d, driver)
 	case "bind":
 		if bound != "" {
 			return errBusy
 		}
-		k.bind(i, driver)
+		k.bind(d, driver)
 	}
 	return nil
 }

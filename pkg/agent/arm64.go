@@ -1,0 +1,264 @@
+package agent
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/warmcore/warmcore/boot/stub"
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+const deviceTree = "proc/device-tree"
+
+// arm64 is an arm64 machine.
+type arm64 struct {
+	cpus    []uint64 // MPIDRs of all that are online, affinity fields only
+	conduit stub.Conduit
+}
+
+func (arm64) elf() uint16 { return elfcore.MachineARM64 }
+
+func (arm64) area() stubArea {
+	return stubArea{size: stub.ARM64Size, align: stub.ARM64Size, top: 1 << 48, kernel: "crashkernel=2M"}
+}
+
+func (m arm64) stub(area, handoff phys.Range, nonce [16]byte) (phys.Segment, uint64, error) {
+	image, entry, err := stub.BuildARM64(stub.ARM64Params{
+		Base:    area.Start,
+		Record:  handoff.Start + registration.RecordOff,
+		Nonce:   nonce,
+		Conduit: m.conduit,
+		CPUs:    m.cpus,
+	})
+	if err != nil {
+		return phys.Segment{}, 0, err
+	}
+	load, err := segment(image, area)
+	return load, entry, err
+}
+
+func (s *System) arm64() (m arm64, err error) {
+	if m.conduit, err = s.conduit(); err != nil {
+		return arm64{}, err
+	}
+	if m.cpus, err = s.mpidrs(); err != nil {
+		return arm64{}, fmt.Errorf("list the CPUs: %w", err)
+	}
+	if len(m.cpus) > stub.MaxCPUs {
+		return arm64{}, refuse("boot with nr_cpus=", "there are %d CPUs, and the stub knows at most %d", len(m.cpus), stub.MaxCPUs)
+	}
+	return m, nil
+}
+
+// check refuses where the running kernel's view of memory is not the plan's.
+func (arm64) check(x *session) error {
+	ioMem, err := x.ioMem()
+	if err != nil {
+		return err
+	}
+	// What has been lent is "System RAM (kmem)".
+	ram := phys.NewSet(ioMem.Named("System RAM")...)
+	if in := ram.Intersect(x.plan(registration.RoleHandoff, registration.RoleWindow, registration.RoleDestination)); len(in) > 0 {
+		return refuse("boot through the payload, with the device tree that it makes: firmware's own memory map (EFI, ACPI) doesn't hide it",
+			"this kernel uses memory that a reset overwrites or a dump needs: %v", in)
+	}
+	size, err := x.hotplug().BlockSize()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // no memory hotplug: Missing warns
+	}
+	if err != nil {
+		return err
+	}
+	if planned := x.block.Policy.BlockSize; planned != 0 && size > planned {
+		return refuse("boot a kernel with smaller pages (those of 64 KiB have memory blocks of 512 MiB), or have the payload plan with blocks of that size",
+			"this kernel's memory blocks are %s, and the payload planned with %s: memory could not be given back",
+			phys.FormatSize(size), phys.FormatSize(planned))
+	}
+	return nil
+}
+
+// Offsets in the Fixed ACPI Description Table (ACPI 6.5, table 5.9).
+const (
+	facpARMBoot    = 129 // u16
+	facpARMBootEnd = 131
+
+	facpPSCI    = 1 << 0
+	facpPSCIHVC = 1 << 1
+)
+
+// conduit returns how firmware's PSCI is called.
+func (s *System) conduit() (stub.Conduit, error) {
+	const todo = "use kdump: without PSCI the stub can't reset the machine"
+	nodes, err := filepath.Glob(s.path(filepath.Join(deviceTree, "psci*")))
+	if err != nil {
+		return 0, err
+	}
+	for _, dir := range append(nodes, s.path(filepath.Join(deviceTree, "firmware/psci"))) {
+		dir, err := filepath.Rel(s.Root, dir)
+		if err != nil {
+			return 0, err
+		}
+		method, err := s.property(dir, "method")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		compatible, err := s.property(dir, "compatible")
+		if err != nil {
+			return 0, err
+		}
+		// "arm,psci" alone is version 0.1, which has no reset.
+		if !strings.Contains(compatible, "arm,psci-0.2\x00") && !strings.Contains(compatible, "arm,psci-1.0\x00") {
+			return 0, refuse(todo, "firmware's PSCI is version 0.1")
+		}
+		for _, c := range []stub.Conduit{stub.ConduitHVC, stub.ConduitSMC} {
+			if method == c.String()+"\x00" {
+				return c, nil
+			}
+		}
+		return 0, fmt.Errorf("%s/method is %q, want hvc or smc", dir, method)
+	}
+	facp, err := s.readBytes(facpFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, refuse(todo, "neither the device tree nor ACPI names PSCI")
+	}
+	if err != nil {
+		return 0, err
+	}
+	flags := uint16(0)
+	if len(facp) >= facpARMBootEnd && string(facp[:4]) == "FACP" {
+		flags = binary.LittleEndian.Uint16(facp[facpARMBoot:])
+	}
+	switch {
+	case flags&facpPSCI == 0:
+		return 0, refuse(todo, "firmware has no PSCI (ARM_BOOT_ARCH in the FADT is %#x)", flags)
+	case flags&facpPSCIHVC != 0:
+		return stub.ConduitHVC, nil
+	}
+	return stub.ConduitSMC, nil
+}
+
+// property reads a property of a device tree node, NULs and all.
+func (s *System) property(dir, name string) (string, error) {
+	b, err := s.readBytes(filepath.Join(dir, name))
+	return string(b), err
+}
+
+const cpus = "sys/devices/system/cpu"
+
+// mpidrs returns the MPIDRs of the CPUs that are online, by number: the reg
+// properties of their device tree nodes
+// (Documentation/devicetree/bindings/arm/cpus.yaml), or what the MADT says.
+func (s *System) mpidrs() ([]uint64, error) {
+	text, err := s.read(cpus + "/online")
+	if err != nil {
+		return nil, err
+	}
+	online, err := parseList(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s/online: %w", cpus, err)
+	}
+	var list []uint64
+	for i, n := range online {
+		reg, err := s.readBytes(fmt.Sprintf("%s/cpu%d/of_node/reg", cpus, n))
+		if errors.Is(err, fs.ErrNotExist) && i == 0 {
+			return s.madt()
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch len(reg) { // #address-cells of /cpus
+		case 4:
+			list = append(list, uint64(binary.BigEndian.Uint32(reg)))
+		case 8:
+			list = append(list, binary.BigEndian.Uint64(reg))
+		default:
+			return nil, fmt.Errorf("cpu%d/of_node/reg: %d bytes, want 4 or 8", n, len(reg))
+		}
+	}
+	return list, nil
+}
+
+// parseList reads a list of numbers as the kernel writes it: 0-3,7.
+func parseList(text string) ([]int, error) {
+	var list []int
+	for _, part := range strings.Split(text, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		from, err := strconv.ParseUint(first, 10, 16)
+		if err != nil {
+			return nil, err
+		}
+		to, err := strconv.ParseUint(last, 10, 16)
+		if err != nil {
+			return nil, err
+		}
+		if from > to || len(list) > 1<<16 {
+			return nil, fmt.Errorf("%q is no list of numbers", text)
+		}
+		for ; from <= to; from++ {
+			list = append(list, int(from))
+		}
+	}
+	return list, nil
+}
+
+// The Multiple APIC Description Table and its structures for CPUs (ACPI 6.5,
+// sections 5.2.12 and 5.2.12.14).
+const (
+	madtFile   = "sys/firmware/acpi/tables/APIC"
+	madtHeader = 44
+
+	giccType    = 0xb
+	giccFlags   = 12 // u32
+	giccMPIDR   = 68 // u64
+	giccMinSize = 76
+
+	giccEnabled = 1 << 0
+)
+
+// madt returns the MPIDRs of the CPUs that the MADT says are enabled.
+func (s *System) madt() ([]uint64, error) {
+	b, err := s.readBytes(madtFile)
+	if err != nil {
+		return nil, err
+	}
+	list, err := parseMADT(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", madtFile, err)
+	}
+	return list, nil
+}
+
+func parseMADT(b []byte) ([]uint64, error) {
+	if len(b) < madtHeader || string(b[:4]) != "APIC" {
+		return nil, errors.New("no MADT")
+	}
+	le := binary.LittleEndian
+	var list []uint64
+	for off := madtHeader; off+2 <= len(b); {
+		size := int(b[off+1])
+		if size < 2 || off+size > len(b) {
+			return nil, fmt.Errorf("offset %#x: structure of %d bytes", off, size)
+		}
+		if e := b[off:][:size]; e[0] == giccType && size >= giccMinSize && le.Uint32(e[giccFlags:])&giccEnabled != 0 {
+			list = append(list, le.Uint64(e[giccMPIDR:]))
+		}
+		off += size
+	}
+	if len(list) == 0 {
+		return nil, errors.New("it names no CPU")
+	}
+	return list, nil
+}

@@ -1,0 +1,51 @@
+package agent
+
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// machine is what of arming depends on the architecture.
+type machine interface {
+	// elf returns the machine number in ELF headers.
+	elf() uint16
+	// area says what memory the stub can be loaded into.
+	area() stubArea
+	// stub returns the image to load into area.
+	stub(area, handoff phys.Range, nonce [16]byte) (image phys.Segment, entry uint64, err error)
+	// check says why a machine of this architecture can't keep the promise.
+	check(x *session) error
+}
+
+// stubArea is what memory a stub can be loaded into, in bytes.
+type stubArea struct {
+	size, align uint64
+	top         uint64 // it must end at or below
+	kernel      string // the kernel parameter that reserves it
+}
+
+// machine finds out about the machine.
+func (s *System) machine() (machine, error) {
+	arch := s.Arch
+	if arch == "" {
+		arch = runtime.GOARCH
+	}
+	switch arch {
+	case "amd64":
+		return s.amd64()
+	case "arm64":
+		return s.arm64()
+	}
+	return nil, refuse("use kdump", "there is no stub for %s", arch)
+}
+
+// segment returns a stub's image as what to load at the start of area.
+func segment(image []byte, area phys.Range) (phys.Segment, error) {
+	where, ok := phys.Sized(area.Start, uint64(len(image)))
+	if !ok || !area.Contains(where) {
+		return phys.Segment{}, fmt.Errorf("build stub: %d bytes, and the area for it is %v", len(image), area)
+	}
+	return phys.Segment{Name: "stub", Range: where, Data: image}, nil
+}

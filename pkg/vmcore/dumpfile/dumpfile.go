@@ -1,0 +1,111 @@
+// Package dumpfile opens dump files of all formats that are known, by the
+// first bytes of the file.
+package dumpfile
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/warmcore/warmcore/pkg/vmcore"
+	"github.com/warmcore/warmcore/pkg/vmcore/elfdump"
+	"github.com/warmcore/warmcore/pkg/vmcore/flattened"
+	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
+)
+
+// File is a file and its size in bytes.
+type File struct {
+	io.ReaderAt
+	Size int64
+}
+
+// FormatFlattened is behind Info.Format of a dump in makedumpfile's flattened
+// form.
+const FormatFlattened = " flattened"
+
+// Open opens the dump in r, of size bytes: an ELF core file, a kdump file, or
+// one of these in makedumpfile's flattened form, which is read in place after
+// a walk through its records.
+func Open(r io.ReaderAt, size int64) (vmcore.Dump, error) {
+	magic := make([]byte, len(flattened.Signature))
+	n, err := r.ReadAt(magic, 0)
+	magic = magic[:n]
+	is := func(want string) bool { return len(magic) >= len(want) && string(magic[:len(want)]) == want }
+	switch {
+	case is(elfdump.Magic):
+		return elfdump.Open(r, size)
+	case is(kdump.Signature):
+		return opened(kdump.Open(r, size))
+	case is(flattened.Signature):
+		return openFlattened(r, size)
+	case is("DISKDUMP"):
+		return nil, fmt.Errorf("open dump: a file of diskdump, the predecessor of kdump, which is not understood")
+	case n == 0 && size > 0:
+		return nil, fmt.Errorf("open dump: %w", err)
+	case n == 0:
+		return nil, fmt.Errorf("open dump: the file is empty")
+	}
+	return nil, fmt.Errorf("open dump: %w", &vmcore.FormatError{Field: "magic",
+		Problem: fmt.Sprintf("%q is neither that of an ELF file (%q) nor of kdump (%q) nor of makedumpfile's flattened form", magic, elfdump.Magic, kdump.Signature)})
+}
+
+// opened makes an interface of a pointer that may be nil.
+func opened(d *kdump.Dump, err error) (vmcore.Dump, error) {
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func openFlattened(r io.ReaderAt, size int64) (vmcore.Dump, error) {
+	f, err := flattened.Open(r, size)
+	if err != nil {
+		return nil, fmt.Errorf("open dump: %w", err)
+	}
+	magic := make([]byte, len(kdump.Signature))
+	if _, err := f.ReadAt(magic, 0); err == nil && string(magic) == flattened.Signature[:len(magic)] {
+		// One inside another has no end, and no maker.
+		return nil, fmt.Errorf("open dump: %w", &vmcore.FormatError{Field: "magic", Problem: "a flattened file in a flattened file"})
+	}
+	d, err := Open(f, f.Size())
+	if err != nil {
+		return nil, fmt.Errorf("in flattened form: %w", err)
+	}
+	info := d.Info()
+	info.Format += FormatFlattened
+	if !f.Complete() {
+		info.Incomplete = true
+		info.Warn("the flattened file has no end: it was cut off")
+	}
+	return d, nil
+}
+
+// IsPart says whether d is a file of a split dump, and not all of it.
+func IsPart(d vmcore.Dump) bool {
+	k, ok := d.(*kdump.Dump)
+	return ok && k.SubHeader().Split != 0
+}
+
+// Join opens the files of a split dump as one, in any order. A single file is
+// opened as by Open.
+func Join(files ...File) (vmcore.Dump, error) {
+	if len(files) == 1 {
+		return Open(files[0], files[0].Size)
+	}
+	parts := make([]*kdump.Dump, len(files))
+	for i, f := range files {
+		d, err := Open(f, f.Size)
+		if err != nil {
+			return nil, fmt.Errorf("file %d of split dump: %w", i+1, err)
+		}
+		k, ok := d.(*kdump.Dump)
+		if !ok {
+			return nil, fmt.Errorf("file %d of split dump: it is of format %s, and only kdump files are split", i+1, d.Info().Format)
+		}
+		parts[i] = k
+	}
+	j, err := kdump.Join(parts...)
+	if err != nil {
+		return nil, err
+	}
+	return j, nil
+}

@@ -1,0 +1,198 @@
+// Package flattened reads and writes makedumpfile's flattened form of a file,
+// which makes one that is written out of order fit for a pipe: every write is
+// a record that says where it belongs (makedumpfile -F, and -R to undo it).
+//
+//	offset  size  what                                big-endian
+//	0       16    "makedumpfile", filled with zeroes
+//	16      8     type: 1
+//	24      8     version: 1
+//	32      4064  zeroes
+//	4096    8     record: offset in the file
+//	4104    8     record: size n
+//	4112    n     record: bytes
+//	...           more records
+//	...     16    the last record: offset -1, size -1, no bytes
+//
+// Where records overlap, the later one counts; what none has is zero.
+//
+// Invariants: reading takes memory for the runs of records that follow each
+// other in the file as in the form, MaxRuns at most; a cut off form is read as
+// far as it goes; the file is no larger than the form and MaxHoles, so that a
+// few bytes can't keep a reader busy with zeroes.
+package flattened
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/warmcore/warmcore/pkg/vmcore"
+)
+
+// Signature begins the form.
+const Signature = "makedumpfile\x00\x00\x00\x00"
+
+const (
+	headerSize = 4096 // MAX_SIZE_MDF_HEADER
+	recordSize = 16   // struct makedumpfile_data_header
+	formType   = 1    // TYPE_FLAT_HEADER
+	version    = 1    // VERSION_FLAT_HEADER
+	end        = -1   // END_FLAG_FLAT_HEADER
+)
+
+// MaxRuns caps the index of a form. makedumpfile makes one run for each
+// megabyte or so at the worst.
+const MaxRuns = 4 << 20
+
+// MaxHoles caps the bytes of the file that no record has. makedumpfile leaves
+// none, unless it was stopped before it wrote its bitmaps.
+const MaxHoles = 4 << 30
+
+var be = binary.BigEndian
+
+// header returns what begins a form.
+func header() []byte {
+	b := make([]byte, headerSize)
+	copy(b, Signature)
+	be.PutUint64(b[16:], formType)
+	be.PutUint64(b[24:], version)
+	return b
+}
+
+// checkHeader says why b, at least 32 bytes, begins no form that is known.
+func checkHeader(b []byte) error {
+	if string(b[:16]) != Signature {
+		return &vmcore.FormatError{Field: "signature", Problem: fmt.Sprintf("%q, want %q", b[:16], Signature)}
+	}
+	if t := be.Uint64(b[16:]); t != formType {
+		return &vmcore.FormatError{Off: 16, Field: "type", Problem: fmt.Sprintf("%d, want %d", t, formType)}
+	}
+	if v := be.Uint64(b[24:]); v != version {
+		return &vmcore.FormatError{Off: 24, Field: "version", Problem: fmt.Sprintf("%d, want %d", v, version)}
+	}
+	return nil
+}
+
+// parseRecord reads the record b that lies at at; last is true for the end.
+func parseRecord(b []byte, at int64) (off, size int64, last bool, err error) {
+	off, size = int64(be.Uint64(b)), int64(be.Uint64(b[8:]))
+	switch {
+	case off == end && size == end:
+		return 0, 0, true, nil
+	case off < 0:
+		return 0, 0, false, &vmcore.FormatError{Off: at, Field: "offset", Problem: fmt.Sprintf("%d is negative", off)}
+	case size <= 0 || size > math.MaxInt64-off:
+		return 0, 0, false, &vmcore.FormatError{Off: at + 8, Field: "buf_size", Problem: fmt.Sprintf("%#x bytes at %#x are none, or no place in a file", size, off)}
+	}
+	return off, size, false, nil
+}
+
+// Writer writes a form. It is an io.WriterAt, so that what writes a file
+// writes a form, too.
+type Writer struct {
+	w   io.Writer
+	err error // the first one; nothing is written behind it
+}
+
+var errClosed = errors.New("the form is closed")
+
+// NewWriter begins a form on w.
+func NewWriter(w io.Writer) (*Writer, error) {
+	if _, err := w.Write(header()); err != nil {
+		return nil, fmt.Errorf("write flattened form: %w", err)
+	}
+	return &Writer{w: w}, nil
+}
+
+// WriteAt writes p as a record for offset off of the file. It is not to be
+// called concurrently. After an error nothing more is written.
+func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
+	if len(p) == 0 {
+		return 0, w.err
+	}
+	if w.err != nil {
+		return 0, w.err
+	}
+	if off < 0 || int64(len(p)) > math.MaxInt64-off {
+		return 0, fmt.Errorf("write flattened form: %d bytes at %d are no place in a file", len(p), off)
+	}
+	if err := w.record(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	n, err := w.w.Write(p)
+	if err != nil {
+		w.err = fmt.Errorf("write flattened form: %w", err)
+	}
+	return n, w.err
+}
+
+func (w *Writer) record(off, size int64) error {
+	b := be.AppendUint64(nil, uint64(off))
+	b = be.AppendUint64(b, uint64(size))
+	if _, err := w.w.Write(b); err != nil {
+		w.err = fmt.Errorf("write flattened form: %w", err)
+	}
+	return w.err
+}
+
+// Close writes the record that ends the form. It does not close what is below.
+func (w *Writer) Close() error {
+	if w.err != nil {
+		return w.err
+	}
+	if err := w.record(end, end); err != nil {
+		return err
+	}
+	w.err = errClosed
+	return nil
+}
+
+// rebuildBuffer is how much Rebuild moves at once, in bytes.
+const rebuildBuffer = 1 << 20
+
+// Rebuild writes the file whose form comes from r to w, as makedumpfile -R
+// does, and returns its size. A form that is cut off is an error that wraps
+// io.ErrUnexpectedEOF; what came before it has been written.
+func Rebuild(w io.WriterAt, r io.Reader) (size int64, err error) {
+	size, err = rebuild(w, r)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return size, fmt.Errorf("rebuild from flattened form: %w", err)
+	}
+	return size, nil
+}
+
+func rebuild(w io.WriterAt, r io.Reader) (size int64, err error) {
+	buf := make([]byte, rebuildBuffer)
+	if _, err := io.ReadFull(r, buf[:headerSize]); err != nil {
+		return 0, err
+	}
+	if err := checkHeader(buf); err != nil {
+		return 0, err
+	}
+	for at := int64(headerSize); ; {
+		if _, err := io.ReadFull(r, buf[:recordSize]); err != nil {
+			return size, err
+		}
+		off, n, last, err := parseRecord(buf, at)
+		if last || err != nil {
+			return size, err
+		}
+		at += recordSize + n
+		for n > 0 {
+			part := buf[:min(n, rebuildBuffer)]
+			if _, err := io.ReadFull(r, part); err != nil {
+				return size, err
+			}
+			if _, err := w.WriteAt(part, off); err != nil {
+				return size, err
+			}
+			off, n = off+int64(len(part)), n-int64(len(part))
+			size = max(size, off)
+		}
+	}
+}

@@ -1,0 +1,4 @@
+package kdump
+
+// ExpandLZO is expandLZO.
+var ExpandLZO = expandLZO

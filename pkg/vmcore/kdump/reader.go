@@ -1,0 +1,390 @@
+package kdump
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/bits"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcore"
+)
+
+// Dump is an opened file.
+type Dump struct {
+	r     io.ReaderAt
+	size  int64
+	head  Header
+	sub   SubHeader
+	info  vmcore.Info
+	cache *fileCache
+	held  bitmap // the 2nd
+	// first and end are the PFNs of the pages that this file can hold, all
+	// or those of a part. skip is how many pages are held before first, by
+	// other files.
+	first, end, skip uint64
+	codecs           *codecs
+	recent           recent
+}
+
+// Open reads the headers of the file in r, of size bytes, and the 1st bitmap.
+// A file whose headers can't be made out is a *vmcore.FormatError.
+func Open(r io.ReaderAt, size int64) (*Dump, error) {
+	d := &Dump{r: r, size: size, cache: newFileCache(r, size), codecs: newCodecs()}
+	if err := d.open(); err != nil {
+		return nil, fmt.Errorf("open kdump file: %w", err)
+	}
+	return d, nil
+}
+
+// Info implements vmcore.Dump.
+func (d *Dump) Info() *vmcore.Info { return &d.info }
+
+// SubHeader returns the sub header as it is in the file.
+func (d *Dump) SubHeader() SubHeader { return d.sub }
+
+func (d *Dump) open() error {
+	b := make([]byte, HeaderSize)
+	if n, err := d.r.ReadAt(b, 0); n < len(b) {
+		return fmt.Errorf("read header: %w", err)
+	}
+	var err error
+	if d.head, err = ParseHeader(b); err != nil {
+		return err
+	}
+	b = b[:SubHeaderSize]
+	if n, err := d.r.ReadAt(b, int64(d.head.BlockSize)); n < len(b) {
+		return fmt.Errorf("read sub header: %w", err)
+	}
+	if d.sub, err = ParseSubHeader(b, d.head); err != nil {
+		return err
+	}
+	if err := d.geometry(); err != nil {
+		return err
+	}
+	d.describe()
+	d.notes()
+	described := bitmap{cache: d.cache, off: d.head.BitmapOffset(), n: d.sub.MaxMapNr}
+	memory, whole, err := described.memory(d.info.PageSize)
+	if err != nil {
+		return err
+	}
+	if d.info.Memory = memory; !whole {
+		d.info.Warn(fmt.Sprintf("the 1st bitmap has more than %d ranges: the end of memory is described too large", maxRanges))
+	}
+	return nil
+}
+
+// geometry checks what says where things are in the file.
+func (d *Dump) geometry() error {
+	off := int64(d.head.BlockSize) + 96 // max_mapnr_64
+	if d.head.Version < 6 {
+		off = 440 // max_mapnr
+	}
+	bad := func(field, format string, args ...any) error {
+		return &vmcore.FormatError{Off: off, Field: field, Problem: fmt.Sprintf(format, args...)}
+	}
+	n := d.sub.MaxMapNr
+	if n == 0 || n > MaxPages {
+		return bad("max_mapnr", "%#x pages, want 1 to %#x", n, uint64(MaxPages))
+	}
+	if have := uint64(d.head.BitmapSize()) * 8; n > have {
+		return bad("max_mapnr", "%#x pages, but bitmaps of %#x bytes have bits for %#x", n, d.head.BitmapSize(), have)
+	}
+	if end := d.head.DescOffset(); end > d.size {
+		off = 436
+		return bad("bitmap_blocks", "the bitmaps end at %#x, but the file ends at %#x", end, d.size)
+	}
+	d.held = bitmap{cache: d.cache, off: d.head.BitmapOffset() + d.head.BitmapSize(), n: n}
+	d.end = n
+	if d.sub.Split != 0 {
+		// makedumpfile leaves the last parts empty if there are too many.
+		if d.sub.StartPFN > d.sub.EndPFN || d.sub.StartPFN > n {
+			off = int64(d.head.BlockSize) + 16
+			return bad("start_pfn", "part from page %#x to %#x of %#x", d.sub.StartPFN, d.sub.EndPFN, n)
+		}
+		d.first, d.end = d.sub.StartPFN, min(d.sub.EndPFN, n)
+		skip, err := d.held.before(d.first)
+		if err != nil {
+			return err
+		}
+		d.skip = skip
+	}
+	return nil
+}
+
+// describe fills in what the headers say.
+func (d *Dump) describe() {
+	codec, one := CodecOf(d.head.Status)
+	d.info = vmcore.Info{
+		Format:      "kdump",
+		Machine:     vmcore.MachineOf(d.head.Uname.Machine),
+		PageSize:    uint64(d.head.BlockSize),
+		Uname:       d.head.Uname,
+		CPUs:        int(max(0, d.head.CPUs)),
+		Created:     d.head.Seconds,
+		Level:       int(d.sub.Level),
+		Compression: codec.String(),
+		Incomplete:  d.head.Status&FlagIncomplete != 0,
+	}
+	if d.sub.Split != 0 {
+		d.info.Part = phys.Range{Start: d.first * d.info.PageSize, End: d.end * d.info.PageSize}
+	}
+	if !one {
+		d.info.Compression = ""
+		d.info.Warn(fmt.Sprintf("offset 0x1a8: status: %#x names several ways of compression", d.head.Status))
+	}
+	if d.sub.Level < 0 || d.sub.Level > 31 {
+		d.info.Level = vmcore.LevelUnknown
+		d.info.Warn(fmt.Sprintf("offset %#x: dump_level: %d, want 0 to 31", d.head.BlockSize+8, d.sub.Level))
+	}
+	if d.info.Incomplete {
+		d.info.Warn("writing the file was not finished: its pages are incomplete")
+	}
+	if d.head.Status&FlagExcludedVmemmap != 0 {
+		d.info.Warn("page structures of left out pages were left out, too")
+	}
+}
+
+// notes reads the ELF notes and VMCOREINFO.
+func (d *Dump) notes() {
+	if b := d.area("note", d.sub.NoteOffset, d.sub.NoteSize, vmcore.MaxNotes); b != nil {
+		d.info.AddNotes(b)
+	}
+	d.info.ReadNotes()
+	if d.info.VMCOREINFO == nil {
+		d.info.VMCOREINFO = d.area("vmcoreinfo", d.sub.VMCOREINFOOffset, d.sub.VMCOREINFOSize, MaxVMCOREINFO)
+	}
+}
+
+// area reads bytes that the sub header gives the place of; nil if there are
+// none, or they can't be read.
+func (d *Dump) area(name string, off, size, limit uint64) []byte {
+	if size == 0 {
+		return nil
+	}
+	if size > limit || off > math.MaxInt64 || size > uint64(d.size) || off > uint64(d.size)-size {
+		d.info.Warn(fmt.Sprintf("offset %#x: offset_%s: %#x bytes at %#x are more than %#x, or not in the file of %#x",
+			d.head.BlockSize, name, size, off, limit, d.size))
+		return nil
+	}
+	b := make([]byte, size)
+	if n, err := d.r.ReadAt(b, int64(off)); n < len(b) {
+		d.info.Warn(fmt.Sprintf("read %s at offset %#x: %v", name, off, err))
+		return nil
+	}
+	return b
+}
+
+// Holds implements vmcore.Pager. Pages of other files of a split dump are not
+// held.
+func (d *Dump) Holds(pfn uint64) bool {
+	if pfn < d.first || pfn >= d.end {
+		return false
+	}
+	held, err := d.held.has(pfn)
+	return held && err == nil
+}
+
+// HeldSize implements vmcore.Counter.
+func (d *Dump) HeldSize() (uint64, error) {
+	n, err := d.held.before(d.end)
+	if err != nil {
+		return 0, err
+	}
+	return (n - d.skip) * d.info.PageSize, nil
+}
+
+// ReadPhys implements vmcore.Dump.
+func (d *Dump) ReadPhys(p []byte, addr uint64) error {
+	want, ok := phys.Sized(addr, uint64(len(p)))
+	if !ok {
+		return &vmcore.MissingError{Range: phys.Range{Start: addr, End: math.MaxUint64}, Reason: vmcore.Hole}
+	}
+	shift := bits.TrailingZeros64(d.info.PageSize)
+	for !want.Empty() {
+		pfn, in := want.Start>>shift, want.Start&(d.info.PageSize-1)
+		var n uint64
+		var err error
+		if whole := want.Size() >> shift; in == 0 && whole > 0 {
+			n, err = d.readPages(p, pfn, min(whole, maxRun))
+		} else {
+			n, err = d.readPart(p, pfn, in)
+		}
+		if err != nil {
+			return d.missing(err, want, pfn+n>>shift)
+		}
+		p, want.Start = p[n:], want.Start+n
+	}
+	return nil
+}
+
+// absent says why a page is not there.
+type absent struct {
+	reason vmcore.Reason
+	err    error
+}
+
+func (a *absent) Error() string { return a.reason.String() }
+
+var (
+	errOtherPart = errors.New("in another file of the split dump")
+	errUnwritten = errors.New("never written: the dump is incomplete")
+)
+
+// missing makes the error of page pfn of what was wanted.
+func (d *Dump) missing(err error, want phys.Range, pfn uint64) error {
+	page := phys.Range{Start: pfn * d.info.PageSize, End: (pfn + 1) * d.info.PageSize}
+	if page.End == 0 {
+		page.End = math.MaxUint64
+	}
+	var a *absent
+	if !errors.As(err, &a) {
+		a = &absent{vmcore.Unreadable, err}
+	}
+	return &vmcore.MissingError{Range: want.Intersect(page), Reason: a.reason, Err: a.err}
+}
+
+// locate says whether page pfn is in the file; the error is an *absent if it
+// is not.
+func (d *Dump) locate(pfn uint64) error {
+	held, err := d.held.has(pfn)
+	switch {
+	case err != nil:
+		return err
+	case held && (pfn < d.first || pfn >= d.end):
+		return &absent{vmcore.Unreadable, errOtherPart}
+	case held:
+		return nil
+	}
+	described := bitmap{cache: d.cache, off: d.head.BitmapOffset(), n: d.held.n}
+	if in, err := described.has(pfn); err != nil {
+		return err
+	} else if in {
+		return &absent{vmcore.Excluded, nil}
+	}
+	return &absent{vmcore.Hole, nil}
+}
+
+// maxRun is how many pages are looked up at once.
+const maxRun = 64
+
+// maxRead is how much of the file is read at once, unless a page is larger.
+const maxRead = 64 << 10
+
+// readPages reads up to n whole pages into p and returns how many bytes of p
+// it filled, which is not all with an error, and may be fewer without one.
+func (d *Dump) readPages(p []byte, pfn, n uint64) (done uint64, err error) {
+	run := uint64(1)
+	if err := d.locate(pfn); err != nil {
+		return 0, err
+	}
+	for run < n && d.Holds(pfn+run) {
+		run++
+	}
+	descs, err := d.descs(pfn, run)
+	if err != nil {
+		return 0, err
+	}
+	for len(descs) > 0 {
+		group, size := contiguous(descs)
+		raw := d.codecs.buffer(size)
+		pages, err := d.readGroup(p[done:], group, raw)
+		d.codecs.release(raw)
+		done += uint64(pages) * d.info.PageSize
+		if err != nil {
+			return done, err
+		}
+		descs = descs[len(group):]
+	}
+	return done, nil
+}
+
+// readGroup reads pages that lie one behind the other in the file into p, and
+// returns how many it read; raw has room for what they take in the file.
+func (d *Dump) readGroup(p []byte, group []Desc, raw []byte) (pages int, err error) {
+	var there []byte
+	if off := group[0].Offset; off < uint64(d.size) {
+		there = raw[:min(uint64(len(raw)), uint64(d.size)-off)]
+		n, _ := d.r.ReadAt(there, int64(off))
+		there = there[:n]
+	}
+	for i, desc := range group {
+		if err := d.check(desc); err != nil {
+			return i, err
+		}
+		if uint64(desc.Size) > uint64(len(there)) {
+			// A failed read of a group is no reason to lose its first pages
+			// nor, for whoever goes on with the next one, its last.
+			there = raw[:desc.Size]
+			if n, err := d.r.ReadAt(there, int64(desc.Offset)); n < len(there) {
+				return i, fmt.Errorf("read page at offset %#x: %w", desc.Offset, err)
+			}
+		}
+		page := p[uint64(i)*d.info.PageSize:][:d.info.PageSize]
+		if err := d.codecs.expand(page, there[:desc.Size], desc.Flags); err != nil {
+			return i, fmt.Errorf("page at offset %#x: %w", desc.Offset, err)
+		}
+		there = there[desc.Size:]
+	}
+	return len(group), nil
+}
+
+// check says whether a page can be where desc says.
+func (d *Dump) check(desc Desc) error {
+	end := desc.Offset + uint64(desc.Size)
+	switch {
+	case desc.Offset == 0:
+		return &absent{vmcore.Unreadable, errUnwritten}
+	case desc.Size == 0 || uint64(desc.Size) > d.info.PageSize:
+		return fmt.Errorf("page at offset %#x: size %#x, want 1 to %#x", desc.Offset, desc.Size, d.info.PageSize)
+	case end < desc.Offset || end > uint64(d.size):
+		return fmt.Errorf("page at offset %#x: %#x bytes, but the file ends at %#x", desc.Offset, desc.Size, d.size)
+	}
+	return nil
+}
+
+// contiguous returns the descriptors at the start of descs whose pages lie
+// one behind the other in the file, and how many bytes these take there.
+func contiguous(descs []Desc) (group []Desc, size uint64) {
+	for i, d := range descs {
+		if i > 0 && (d.Offset != descs[0].Offset+size || size+uint64(d.Size) > maxRead) {
+			return descs[:i], size
+		}
+		// A size that makes no sense is found by check.
+		size += min(uint64(d.Size), MaxBlockSize)
+	}
+	return descs, size
+}
+
+// descs reads the descriptors of n pages from pfn on, all of them held.
+func (d *Dump) descs(pfn, n uint64) ([]Desc, error) {
+	before, err := d.held.before(pfn)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, n*DescSize)
+	// The index is below MaxPages, so this can't wrap.
+	if err := d.cache.read(b, d.head.DescOffset()+int64(before-d.skip)*DescSize); err != nil {
+		return nil, fmt.Errorf("page descriptor: %w", err)
+	}
+	descs := make([]Desc, n)
+	for i := range descs {
+		descs[i] = ParseDesc(b[i*DescSize:])
+	}
+	return descs, nil
+}
+
+// readPart fills p from byte in of page pfn on, up to the end of the page.
+func (d *Dump) readPart(p []byte, pfn, in uint64) (uint64, error) {
+	if page := d.recent.page(pfn); page != nil {
+		return uint64(copy(p, page[in:])), nil
+	}
+	page := make([]byte, d.info.PageSize)
+	if _, err := d.readPages(page, pfn, 1); err != nil {
+		return 0, err
+	}
+	d.recent.add(pfn, page)
+	return uint64(copy(p, page[in:])), nil
+}

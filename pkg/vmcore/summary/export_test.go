@@ -1,0 +1,4 @@
+package summary
+
+// Cause is cause.
+var Cause = cause

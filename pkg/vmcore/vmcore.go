@@ -1,0 +1,162 @@
+// Package vmcore has what the readers of dump files have in common. The
+// formats are in packages below this one; dumpfile opens a file of any of
+// them by its first bytes.
+//
+// Invariants: a dump file is hostile. Whoever reads one allocates no more
+// than named constants and the size of the file allow, and gives an error or
+// a warning for what it doesn't understand. Opening files is the caller's
+// business: a reader gets an io.ReaderAt.
+package vmcore
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+// Dump is an opened dump of a crashed kernel. Its methods may run
+// concurrently.
+type Dump interface {
+	// Info says what the file says about itself. It is not to be changed.
+	Info() *Info
+	// ReadPhys fills p from physical address addr, which needs no alignment.
+	// It fails with a *MissingError if the file doesn't hold all of p; p is
+	// then filled as far as the error's Range starts.
+	ReadPhys(p []byte, addr uint64) error
+}
+
+// Pager is implemented by dumps that know which pages they hold without
+// reading them.
+type Pager interface {
+	// Holds says whether the page is in the file. A PFN is an address
+	// divided by Info.PageSize. It is false where the file is too damaged to
+	// know; reading the page then tells why.
+	Holds(pfn uint64) bool
+}
+
+// Counter is implemented by dumps that can tell how much they hold.
+type Counter interface {
+	// HeldSize returns the number of bytes of memory in the file. It may
+	// have to read all of a bitmap.
+	HeldSize() (uint64, error)
+}
+
+// Viewer is implemented by dumps that can show memory without a copy of it.
+type Viewer interface {
+	// View calls f with r's memory, in one or several parts in the order of
+	// their addresses. f must not keep or change a part, nor hand it to
+	// another goroutine, and it must be of a kind that may be abandoned at
+	// any read of the part: memory that turns out to be unreadable ends f
+	// there, and View fails with a *MissingError for what f was called with
+	// last.
+	View(r phys.Range, f func(b []byte)) error
+}
+
+// FileViewer is an io.ReaderAt of a file that is mapped into memory. Dumps in
+// such files are Viewers.
+type FileViewer interface {
+	io.ReaderAt
+	// ViewAt calls f with the n bytes at off, in one or several parts, under
+	// the conditions of Viewer. The error is about the part that f was
+	// called with last.
+	ViewAt(off, n int64, f func(b []byte)) error
+}
+
+// Load is memory that the crashed kernel had mapped, as in a PT_LOAD of an ELF
+// core file. Unit: bytes. Loads may overlap: the kernel's text is in the
+// direct map, too.
+type Load struct {
+	Virt uint64 // p_vaddr; 0 if not known
+	Phys uint64 // p_paddr
+	Size uint64 // p_memsz
+}
+
+// Uname is what uname(2) said in the crashed kernel, so far as it is known.
+type Uname struct {
+	Sysname, Nodename, Release, Version, Machine, Domain string
+}
+
+// LevelUnknown is Info.Level of files that don't tell.
+const LevelUnknown = -1
+
+// Info is what a dump file says about itself.
+type Info struct {
+	Format   string   // "elf" or "kdump"; behind it " flattened" if the file was
+	Machine  uint16   // e_machine; 0 if not known
+	PageSize uint64   // bytes
+	Loads    []Load   // in the order of the file; none if the file doesn't say
+	Memory   phys.Set // that the dump describes, whether the file holds it or not
+	// Notes are ELF notes, raw as in the source: the contents of all PT_NOTEs
+	// one behind the other, each padded to 4 bytes.
+	Notes      []byte
+	VMCOREINFO []byte // text; nil if there is none
+	Uname      Uname
+	CPUs       int   // that the file counts; 0 if it doesn't
+	Created    int64 // seconds since 1970; 0 if not known
+	// Level is makedumpfile's dump level: bits 1 zero pages, 2 cache without
+	// private data, 4 cache, 8 user memory, 16 free pages left out.
+	Level       int
+	Compression string // of pages, the most used: "none", "zlib", "lzo", "snappy", "zstd"; "" if not known
+	// Part is the memory that this file of a split dump holds; the zero Range
+	// if the dump isn't split, or all parts were opened together.
+	Part       phys.Range
+	Incomplete bool // whoever wrote the file said that it was not finished
+	Warnings   []string
+}
+
+// Reason is why memory is not in a dump.
+type Reason int
+
+// Reasons.
+const (
+	// Excluded memory was left out on purpose: the dump level says so, or
+	// the zeroes of an ELF file that ends a segment early.
+	Excluded Reason = 1 + iota
+	// Hole is an address that the dump doesn't describe: no RAM.
+	Hole
+	// Unreadable memory should be in the file, but the file ends before it,
+	// contradicts itself, or can't be read there.
+	Unreadable
+)
+
+func (r Reason) String() string {
+	switch r {
+	case Excluded:
+		return "excluded"
+	case Hole:
+		return "hole"
+	case Unreadable:
+		return "unreadable"
+	}
+	return fmt.Sprintf("reason %d", int(r))
+}
+
+// MissingError says that memory is not in the dump.
+type MissingError struct {
+	// Range is the first part of what was asked for that is missing for
+	// Reason. More may be missing behind it.
+	Range  phys.Range
+	Reason Reason
+	Err    error // the cause, if there is one
+}
+
+func (e *MissingError) Error() string {
+	if e.Err != nil {
+		return fmt.Sprintf("memory %v is %v: %v", e.Range, e.Reason, e.Err)
+	}
+	return fmt.Sprintf("memory %v is %v", e.Range, e.Reason)
+}
+
+func (e *MissingError) Unwrap() error { return e.Err }
+
+// FormatError says where a file is not what its format asks for.
+type FormatError struct {
+	Off     int64  // offset of the field in the file, in bytes
+	Field   string // its name in the format's definition
+	Problem string // what it holds and what it should hold
+}
+
+func (e *FormatError) Error() string {
+	return fmt.Sprintf("offset %#x: %s: %s", e.Off, e.Field, e.Problem)
+}

@@ -9,7 +9,8 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # What Debian 12 has and a build, or a story in QEMU, needs.
 PACKAGES := qemu-system-x86 seabios binutils gcc make bc bison flex cpio kmod xz-utils zstd rsync \
 	libelf-dev libssl-dev libc6-dev linux-source-6.12 e2fsprogs fdisk dpkg-dev \
-	makedumpfile crash systemd debootstrap groff-base
+	makedumpfile crash systemd debootstrap groff-base \
+	qemu-system-arm qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross u-boot-qemu u-boot-tools device-tree-compiler dt-schema
 
 .DEFAULT_GOAL := help
 .PHONY: help tools demo test unit lint vmtest bench fuzz kernel initramfs images binaries clean
@@ -32,7 +33,7 @@ initramfs: tools ## the payload's initramfs: u-root's init and warminit
 kernel: tools ## the payload's own kernel, without initramfs (about 12 minutes, once)
 	@boot/kernel/build.sh $(ARCH) $(BUILD)/kernel
 
-images: initramfs kernel ## payload kernel with the initramfs in it: bzImage and PVH vmlinux
+images: initramfs kernel ## payload kernel with the initramfs in it: bzImage and PVH vmlinux, or Image
 	@boot/kernel/build.sh $(ARCH) $(BUILD)/payload $(BUILD)/initramfs.cpio.xz
 
 demo: tools ## crash a stock Debian kernel in QEMU and dump it
@@ -50,7 +51,8 @@ lint: ## static checks
 	$(GO) tool go-errorlint ./...
 	$(GO) mod tidy -diff
 
-vmtest: tools binaries images ## the crash stories in QEMU, with the truth comparison
+vmtest: tools ## the crash stories in QEMU, on both architectures, with the truth comparison
+	@for a in amd64 arm64; do $(MAKE) --no-print-directory binaries images ARCH=$$a || exit 1; done
 	$(GO) test -timeout 60m -count=1 -p 1 -parallel 2 -v ./vmtest/...
 
 bench: tools binaries images ## measure speed and size; raw data in build/bench/

@@ -265,6 +265,15 @@ func TestChosen(t *testing.T) {
 	if want := (phys.Range{Start: 0x78000000, End: 0x78200000}); !ok2 || handoff != want {
 		t.Errorf("HandoffNode() = %v, %v; want %v", handoff, ok2, want)
 	}
+	if s := memmap.PayloadReserved(tree); s != nil {
+		t.Errorf("PayloadReserved() = %v, want none", s)
+	}
+	reserve(tree, "copy@40000000", memmap.CompatiblePayload, 0, 0x40000000, 0, 0x10000000, 0, 0xa0000000, 0, 0x10000000)
+	reserve(tree, "copy@90000000", memmap.CompatiblePayload, 0, 0x90000000, 0, 0x10000000)
+	reserve(tree, "copy@80000000", memmap.CompatiblePayload, 0, 0x80000000, 0)
+	if s, want := memmap.PayloadReserved(tree), (phys.Set{{Start: 0x40000000, End: 0x50000000}, {Start: 0x90000000, End: 0xb0000000}}); !cmp.Equal(s, want) {
+		t.Errorf("PayloadReserved() = %v, want %v", s, want)
+	}
 	tree.Root.Remove(func(n *devicetree.Node) bool { return n.Name == "chosen" })
 	if _, err := memmap.UsableMemory(tree); err != nil {
 		t.Errorf("UsableMemory() without /chosen: %v", err)

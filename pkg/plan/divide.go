@@ -26,9 +26,9 @@ func (p *Plan) divide(free phys.Set, target uint64) division {
 }
 
 // grow does that. With heads, the first block of each piece of memory in front
-// of which there is no room for an info block is boot memory, or it could not
-// be released. The result is false, and what there would have to be, where the
-// least that boot memory can be has no destination.
+// of which there is no room for an info block is boot memory, because it could
+// not be released. Where even the least boot memory has no destination as
+// large, that is what grow returns, and false.
 func (p *Plan) grow(free phys.Set, target uint64, heads bool) (division, bool) {
 	blocks := free.AlignIn(p.BlockSize)
 	boot := free.Minus(blocks)
@@ -122,10 +122,10 @@ func (d *division) giveUp(p *Plan, s phys.Set) (heads phys.Set) {
 	return heads
 }
 
-// top returns the highest blocks of r that hold size bytes, or all. With an
-// info block in front of them, below is the block that it is taken from; as
-// boot memory that has to be copied, too. room says whether there is one in
-// front of r already.
+// top returns the highest blocks of r that hold size bytes, or all. Where an
+// info block must lie in front of them, below is the block that gives it up
+// and is boot memory otherwise, for which piece has a block more. room says
+// whether there is room in front of r already.
 func (p *Plan) top(r phys.Range, size uint64, room bool) (piece, below phys.Range) {
 	count := r.Size() / p.BlockSize
 	want := (size + p.BlockSize - 1) / p.BlockSize

@@ -104,7 +104,8 @@ export KBUILD_BUILD_USER=warmcore KBUILD_BUILD_HOST=warmcore
 log=$cache/$arch/log
 : >"$log"
 quiet() { "$@" >>"$log" 2>&1 || die "failed: $*" "$(tail -n 15 "$log")" "the whole log is $log"; }
-kmake() { make -C "$src" O="$obj" ARCH=$srcarch CROSS_COMPILE=$cross "$@"; }
+# The rest is compiled for size; page tables for /dev/mem, a part of each copy, are filled by mm/memory.c, for speed.
+kmake() { make -C "$src" O="$obj" ARCH=$srcarch CROSS_COMPILE=$cross CFLAGS_memory.o=-O2 "$@"; }
 
 if [ ! -d "$src" ]; then
 	say "unpacking $source $version (once)"
@@ -150,7 +151,7 @@ quiet gcc -o "$obj/gen_init_cpio" "$src/usr/gen_init_cpio.c"
 } >"$obj/initramfs.cpio"
 
 if [ -f "$obj/vmlinux" ]; then say "building what has changed, and linking"; else
-	say "compiling everything, once: about 11 CPU minutes"
+	say "compiling everything, once: 11 CPU minutes for amd64, 14 for arm64"
 fi
 (while sleep 30 9>&- >/dev/null 2>&1; do say "  files compiled so far: $(grep -cE '^ +(CC|AS) ' "$log" || true)"; done) &
 ticker=$!
@@ -163,16 +164,27 @@ rm -rf "$part" && mkdir "$part"
 cp "$obj/$image" "$part/$target"
 cp "$obj/.config" "$part/config"
 cp "$obj/System.map" "$part/"
-quiet "${cross}objcopy" --strip-all "$obj/vmlinux" "$part/vmlinux"
 printf '%s\n' "$(cat "$obj/include/config/kernel.release")" "$source $version" "$toolchain" >"$part/version"
 
-if [ "$arch" = amd64 ]; then
+case $arch in
+amd64)
+	quiet "${cross}objcopy" --strip-all "$obj/vmlinux" "$part/vmlinux"
 	readelf -nW "$part/vmlinux" | grep -q '^  *Xen .*0x00000012' || die "$part/vmlinux has lost its PVH note"
 	while read -r _ _ _ start _ size _; do
 		((start >= window[0] && start + size <= window[1])) ||
 			die "$part/vmlinux loads $start+$size, outside the window ${window[0]}-${window[1]}"
 	done < <(readelf -lW "$part/vmlinux" | grep '^  LOAD')
-fi
+	;;
+arm64) # Documentation/arch/arm64/booting.rst (v6.12): text_offset at 8, flags at 24, "ARMd" at 56
+	[ "$(od -An -tx8 -j8 -N8 "$part/Image" | tr -d ' ')" = 0000000000000000 ] &&
+		[ "$(od -An -tx8 -j24 -N8 "$part/Image" | tr -d ' ')" = 000000000000000a ] &&
+		[ "$(od -An -tx4 -j56 -N4 "$part/Image" | tr -d ' ')" = 644d5241 ] ||
+		die "$part/Image is no kernel with 4K pages that runs at any multiple of 2 MiB"
+	# An Image does not unpack itself: for flash. Each U-Boot knows gzip, lzma is a sixth smaller.
+	gzip -n9 <"$part/Image" >"$part/Image.gz"
+	xz --format=lzma -9e --stdout "$part/Image" >"$part/Image.lzma"
+	;;
+esac
 
 rm -rf "${out:?}/$key"
 mv "$part" "$out/$key"

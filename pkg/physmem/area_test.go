@@ -219,8 +219,12 @@ func TestKinds(t *testing.T) {
 		{Src: 7*4096 - 1, Dst: 9 * 4096, Size: 4096 + 1},
 		copies[2],
 	}
-	if diff := cmp.Diff(wantWindows, m.windows(copies)); diff != "" {
+	if diff := cmp.Diff(wantWindows, m.windows(copies, phys.MiB)); diff != "" {
 		t.Errorf("windows (-want +got):\n%s", diff)
+	}
+	limited := []phys.Copy{{Src: 20 * 4096, Dst: 24 * 4096, Size: 2 * 4096}, {Src: 22 * 4096, Dst: 26 * 4096, Size: 5}}
+	if diff := cmp.Diff(limited, m.windows([]phys.Copy{{Src: 20 * 4096, Dst: 24 * 4096, Size: 2*4096 + 5}}, 2*4096)); diff != "" {
+		t.Errorf("windows of 8 KiB (-want +got):\n%s", diff)
 	}
 	slow := phys.Set{{Start: 2 * 4096, End: 5 * 4096}, {Start: 16*4096 + 5, End: 18 * 4096}}
 	if diff := cmp.Diff(phys.Set{{Start: 3 * 4096, End: 4 * 4096}, {Start: 16*4096 + 5, End: 17 * 4096}}, m.Uncached(slow)); diff != "" {

@@ -26,8 +26,9 @@ type Memory struct {
 	prot   int
 	cached phys.Set // whole pages; the rest is device memory
 
-	mu   sync.Mutex
-	kept []*Mapping // what Copy left
+	mu       sync.Mutex
+	kept     []*Mapping // what Copy left
+	keptSize uint64     // of them, in bytes
 }
 
 // Open opens path, /dev/mem in production; write allows WritePhys and Copy. On
@@ -89,7 +90,7 @@ func (m *Memory) Close() error {
 	for _, k := range m.kept {
 		errs = append(errs, k.Close())
 	}
-	m.kept = nil
+	m.kept, m.keptSize = nil, 0
 	return errors.Join(append(errs, m.file.Close())...)
 }
 
@@ -233,14 +234,14 @@ func recoverFault(err *error, r phys.Range) func() {
 // first error and then says nothing about what has been copied. progress, if
 // not nil, is called with the bytes done so far, from one worker at a time.
 //
-// Up to maxKept windows stay mapped until Close: unmapping costs as much as
+// Up to maxKept bytes stay mapped until Close: unmapping costs as much as
 // mapping, makes every CPU flush its TLB, and a payload that has copied starts
 // another kernel next.
 func (m *Memory) Copy(copies []phys.Copy, workers int, progress func(done uint64)) error {
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
-		todo  = m.windows(copies)
+		todo  = m.windows(copies, share(copies, workers))
 		bytes uint64
 		first error
 	)
@@ -278,26 +279,32 @@ func (m *Memory) Copy(copies []phys.Copy, workers int, progress func(done uint64
 	return first
 }
 
-const (
-	// copyWindow is small enough that every worker gets parts of a 128 MiB
-	// copy.
-	copyWindow = 16 * phys.MiB
-	// maxKept bounds the mappings that Copy leaves, and with them the page
-	// tables: 128 windows are 2 GiB, with 4 MiB of tables.
-	maxKept = 128
-)
+// maxKept bounds the mappings that Copy leaves, in bytes, and with them the
+// page tables, which are 4 MiB.
+const maxKept = 2 * phys.GiB
 
-// windows cuts copies into parts of at most copyWindow that are of one kind of
+// share is how much a worker copies at a time, in bytes, of whole pages: its
+// part of all copies, up to MapWindow. Smaller ones cost more system calls.
+func share(copies []phys.Copy, workers int) uint64 {
+	total := uint64(0)
+	for _, c := range copies {
+		total += min(c.Size, MapWindow*uint64(max(workers, 1)))
+	}
+	part, _ := phys.AlignUp(total/uint64(max(workers, 1)), 2*phys.MiB)
+	return max(2*phys.MiB, min(part, MapWindow))
+}
+
+// windows cuts copies into parts of at most size bytes that are of one kind of
 // memory each, and are from one.
-func (m *Memory) windows(copies []phys.Copy) (parts []phys.Copy) {
+func (m *Memory) windows(copies []phys.Copy, size uint64) (parts []phys.Copy) {
 	for _, c := range copies {
 		if c.SrcRange().Size() != c.Size || c.DstRange().Size() != c.Size {
 			parts = append(parts, c) // it wraps: mmap says so
 			continue
 		}
 		for c.Size > 0 {
-			src, _ := m.run(c.SrcRange(), copyWindow)
-			dst, _ := m.run(c.DstRange(), copyWindow)
+			src, _ := m.run(c.SrcRange(), size)
+			dst, _ := m.run(c.DstRange(), size)
 			n := min(src.Size(), dst.Size())
 			parts = append(parts, phys.Copy{Src: c.Src, Dst: c.Dst, Size: n})
 			c = phys.Copy{Src: c.Src + n, Dst: c.Dst + n, Size: c.Size - n}
@@ -335,8 +342,8 @@ func (m *Memory) copy(c phys.Copy) (err error) {
 // keep leaves a mapping to Close, unless there are too many.
 func (m *Memory) keep(mapping *Mapping) {
 	m.mu.Lock()
-	if len(m.kept) < maxKept {
-		m.kept = append(m.kept, mapping)
+	if size := uint64(len(mapping.pages)); m.keptSize+size <= maxKept {
+		m.kept, m.keptSize = append(m.kept, mapping), m.keptSize+size
 		mapping = nil
 	}
 	m.mu.Unlock()

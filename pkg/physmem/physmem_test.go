@@ -90,12 +90,13 @@ func TestReadWriteZero(t *testing.T) {
 }
 
 func TestCopy(t *testing.T) {
+	const part = 4 * phys.MiB // what one of three workers copies
 	for _, workers := range []int{0, 1, 3} {
-		m, want := device(t, int(5*copyWindow))
+		m, want := device(t, int(5*part))
 		copies := []phys.Copy{
-			{Src: 0, Dst: 2*copyWindow + 0x1000, Size: 2*copyWindow - 0x3000}, // of more than one part
-			{Src: 0x5000, Dst: 4*copyWindow + 0x2000, Size: 0x1000},
-			{Src: 1, Dst: 4*copyWindow + 0x5003, Size: 77}, // nothing asks for alignment
+			{Src: 0, Dst: 2*part + 0x1000, Size: 2*part - 0x3000},
+			{Src: 0x5000, Dst: 4*part + 0x2000, Size: 0x1000},
+			{Src: 1, Dst: 4*part + 0x5003, Size: 77}, // nothing asks for alignment
 			{Size: 0},
 		}
 		total := uint64(0)
@@ -197,4 +198,33 @@ func TestMappingOutlivesTheDevice(t *testing.T) {
 		t.Error(err)
 	}
 	m.file, _ = os.Open(os.DevNull) // for the cleanup
+}
+
+func TestShare(t *testing.T) {
+	sized := func(sizes ...uint64) (copies []phys.Copy) {
+		for _, n := range sizes {
+			copies = append(copies, phys.Copy{Size: n})
+		}
+		return copies
+	}
+	tests := []struct {
+		name    string
+		copies  []phys.Copy
+		workers int
+		want    uint64
+	}{
+		{"nothing", nil, 2, 2 * phys.MiB},
+		{"no workers", sized(32 * phys.MiB), 0, 32 * phys.MiB},
+		{"a half each", sized(64*phys.MiB, 32*phys.MiB), 2, 48 * phys.MiB},
+		{"rounded up", sized(9 * phys.MiB), 4, 4 * phys.MiB},
+		{"a window at most", sized(512*phys.MiB, phys.GiB), 2, MapWindow},
+		{"sizes that wrap", sized(^uint64(0), ^uint64(0)), 1, MapWindow},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := share(tt.copies, tt.workers); got != tt.want {
+				t.Errorf("share %d, want %d", got, tt.want)
+			}
+		})
+	}
 }

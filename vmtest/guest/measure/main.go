@@ -105,42 +105,55 @@ func copyMemory() error {
 		return err
 	}
 	defer mem.Close()
-	// Memcpy is between two areas of the same size that are mapped already:
-	// the window has no room for them.
-	src, err := mem.Map(phys.Range{Start: free, End: free + size})
-	if err != nil {
-		return err
-	}
-	dst, err := mem.Map(phys.Range{Start: free + size, End: free + 2*size})
-	if err != nil {
-		return err
-	}
 	// Memory that nobody has written is one page of zeroes for the host.
-	for _, area := range [][]byte{src.Bytes(), dst.Bytes()} {
-		for i := range area {
-			area[i] = byte(i >> 8)
-		}
+	area, err := mem.Map(phys.Range{Start: free, End: free + 2*size})
+	if err != nil {
+		return err
 	}
-	copies := []phys.Copy{{Src: free, Dst: free + size, Size: size}}
+	for i := range area.Bytes() {
+		area.Bytes()[i] = byte(i >> 8)
+	}
+	if err := area.Close(); err != nil {
+		return err
+	}
 	var r result
 	return measureAll(&r,
-		sample{rates: &r.Memcpy, run: func() error { copy(dst.Bytes(), src.Bytes()); return nil }},
-		sample{rates: &r.Memcpy2, run: func() error {
+		memcpyOn(mem, 1, &r.Memcpy),
+		memcpyOn(mem, 2, &r.Memcpy2),
+		copyOn(1, &r.Copy1),
+		copyOn(2, &r.Copy2))
+}
+
+// memcpyOn copies between areas that are mapped already and not yet touched: the
+// payload too sees each page once, and no TLB knows it.
+func memcpyOn(mem *physmem.Memory, cpus int, rates *[]float64) sample {
+	var src, dst *physmem.Mapping
+	return sample{
+		rates: rates,
+		before: func() (err error) {
+			if src, err = mem.Map(phys.Range{Start: free, End: free + size}); err != nil {
+				return err
+			}
+			dst, err = mem.Map(phys.Range{Start: free + size, End: free + 2*size})
+			return err
+		},
+		run: func() error {
 			var wg sync.WaitGroup
-			for _, half := range [][2]int{{0, size / 2}, {size / 2, size}} {
-				wg.Go(func() { copy(dst.Bytes()[half[0]:half[1]], src.Bytes()[half[0]:half[1]]) })
+			for i := range cpus {
+				begin, end := size/cpus*i, size/cpus*(i+1)
+				wg.Go(func() { copy(dst.Bytes()[begin:end], src.Bytes()[begin:end]) })
 			}
 			wg.Wait()
 			return nil
-		}},
-		copyOn(1, &r.Copy1, copies),
-		copyOn(2, &r.Copy2, copies))
+		},
+		after: func() error { return errors.Join(src.Close(), dst.Close()) },
+	}
 }
 
 // copyOn copies as the payload does, on that many CPUs: one worker alone
 // would leave part of its work to a second CPU. What Copy leaves mapped is not
 // part of the time: the payload leaves it to the kernel that comes next.
-func copyOn(cpus int, rates *[]float64, copies []phys.Copy) sample {
+func copyOn(cpus int, rates *[]float64) sample {
 	var mem *physmem.Memory
 	return sample{
 		rates: rates,
@@ -149,7 +162,9 @@ func copyOn(cpus int, rates *[]float64, copies []phys.Copy) sample {
 			mem, err = physmem.Open("/dev/mem", true)
 			return err
 		},
-		run:   func() error { return mem.Copy(copies, cpus, nil) },
+		run: func() error {
+			return mem.Copy([]phys.Copy{{Src: free, Dst: free + size, Size: size}}, cpus, nil)
+		},
 		after: func() error { runtime.GOMAXPROCS(runtime.NumCPU()); return mem.Close() },
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/agent"
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
 
 // Exit codes. Scripts and units rely on them.
@@ -55,7 +56,8 @@ type verb struct {
 }
 
 type options struct {
-	json, discard, verbose, sha256 bool
+	json, discard, verbose, verify bool
+	dump                           dumpFlags
 }
 
 // call is one verb being carried out.
@@ -69,8 +71,8 @@ var verbs = []verb{
 	{name: "status", does: "say whether a crash now would be dumped, and where memory is", run: status},
 	{name: "arm", does: "register this kernel and load the stub: a crash from now on is dumped", run: arm},
 	{name: "disarm", does: "undo arm: a reset is no crash any more", run: disarm},
-	{name: "save", args: "[DIRECTORY]", does: "write the dump (default: a new directory below /var/crash)", maxArgs: 1, run: save, flags: func(f *flag.FlagSet, o *options) {
-		f.BoolVar(&o.sha256, "sha256", false, "compute the checksum of the whole dump file, too (slow: on one CPU)")
+	{name: "save", args: "[DIRECTORY | -]", does: "write the dump (default: into a new directory below /var/crash)", maxArgs: 1, run: saveDump, flags: func(f *flag.FlagSet, o *options) {
+		o.dump.register(f, 31)
 	}},
 	{name: "release", does: "give preserved memory back to this kernel", run: release, flags: func(f *flag.FlagSet, o *options) {
 		f.BoolVar(&o.discard, "discard", false, "release although the dump is not saved: it is lost")
@@ -78,6 +80,12 @@ var verbs = []verb{
 	{name: "lend", does: "let user pages use the window and the destination", run: lend},
 	{name: "reclaim", does: "take window and destination back from user pages", run: reclaim},
 	{name: "dmesg", args: "[FILE]", does: "print the crashed kernel's log, from this boot's dump or an ELF dump", maxArgs: 1, run: dmesg},
+	{name: "convert", args: "FILE... NEW", does: "write a dump in another format, or with fewer pages", maxArgs: 256, run: convertDump, flags: func(f *flag.FlagSet, o *options) {
+		o.dump.register(f, 0)
+	}},
+	{name: "inspect", args: "FILE...", does: "say what is in a dump file; several can be the parts of a split one", maxArgs: kdump.MaxParts, run: inspect, flags: func(f *flag.FlagSet, o *options) {
+		f.BoolVar(&o.verify, "verify", false, "compare the file with the checksums in manifest.json beside it")
+	}},
 	{name: "log", does: "print the payload's log of this boot and the one before", run: payloadLog},
 	{name: "version", does: "print the version", run: printVersion},
 }
@@ -90,6 +98,8 @@ examples:
                                   after a crash: save, memory back, ready again
   warmcore save /mnt/dumps/42     save elsewhere
   warmcore dmesg | tail           what the crashed kernel said last
+  warmcore inspect --verify /var/crash/*/vmcore
+                                  what is in the dumps, and are they whole?
   warmcore release --discard      the dump is not wanted
 
 exit codes: 0 done, 1 failed, 2 usage, 3 refused for the reason printed,
@@ -190,14 +200,18 @@ func (c *call) finish(name string, err error) int {
 	out := failure{Schema: 1, Verb: name, Exit: exitFailed, Error: err.Error()}
 	var refusal *agent.Refusal
 	var nothing *agent.Nothing
+	var usage *usageError
 	switch {
+	case errors.As(err, &usage):
+		out.Exit = exitUsage
 	case errors.As(err, &refusal):
 		out.Exit, out.Error, out.Todo = exitRefused, refusal.What, refusal.Todo
 	case errors.As(err, &nothing):
 		out.Exit = exitNothing
 	}
 	fmt.Fprintf(c.stderr, "warmcore: %s: %v\n", name, err)
-	if c.json {
+	var reported reportedError
+	if c.json && !errors.As(err, &reported) {
 		if err := c.printJSON(out); err != nil {
 			return exitFailed
 		}
@@ -237,6 +251,9 @@ func arm(c *call) error {
 	if err != nil {
 		return err
 	}
+	if done.Warning != "" {
+		fmt.Fprintf(c.stderr, "warmcore: arm: %s\n", done.Warning)
+	}
 	return c.print(done, fmt.Sprintf("armed: kernel %s, registers of %d CPUs, stub of %v", done.Release, done.CPUs, done.CrashArea))
 }
 
@@ -250,18 +267,6 @@ func disarm(c *call) error {
 		return err
 	}
 	return c.print(state{"disarmed"}, "disarmed: a reset from now on is not dumped")
-}
-
-func save(c *call) error {
-	target := ""
-	if len(c.args) > 0 {
-		target = c.args[0]
-	}
-	m, err := c.system.Save(agent.SaveOptions{Target: target, SHA256: c.sha256})
-	if err != nil {
-		return err
-	}
-	return c.print(m, "saved: "+m.Summary())
 }
 
 func release(c *call) error {

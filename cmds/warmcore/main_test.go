@@ -58,6 +58,11 @@ func TestRun(t *testing.T) {
 		{"arm", []string{"arm"}, exitRefused, "", "warmcore: arm: this kernel was not started by the warmcore payload: no warmcore.handoff= on the kernel command line: install the payload"},
 		{"disarm", []string{"disarm"}, exitRefused, "", "warmcore: disarm: this kernel"},
 		{"save", []string{"save"}, exitNothing, "", "warmcore: save: nothing to save"},
+		{"save in an unknown format", []string{"save", "--format", "tar"}, exitUsage, "", `format "tar", want kdump or elf`},
+		{"save with an unknown compression", []string{"save", "--compress", "lzo"}, exitUsage, "", `compression "lzo", want zstd`},
+		{"convert nothing", []string{"convert", "garbage"}, exitUsage, "", "warmcore: convert: want the dump"},
+		{"convert garbage", []string{"convert", "garbage", "new"}, exitFailed, "", "warmcore: convert: open dump:"},
+		{"convert at an unknown level", []string{"convert", "-d", "32", "garbage", "new"}, exitRefused, "", "no dump level 32"},
 		{"release", []string{"release"}, exitRefused, "", "warmcore: release: this kernel"},
 		{"lend", []string{"lend"}, exitRefused, "", "warmcore: lend: this kernel"},
 		{"reclaim", []string{"reclaim"}, exitRefused, "", "warmcore: reclaim: this kernel"},
@@ -100,7 +105,7 @@ func TestVerbs(t *testing.T) {
 			t.Errorf("%s is not in the usage text", v.name)
 		}
 	}
-	want := []string{"status", "arm", "disarm", "save", "release", "lend", "reclaim", "dmesg", "log", "version"}
+	want := []string{"status", "arm", "disarm", "save", "release", "lend", "reclaim", "dmesg", "convert", "inspect", "log", "version"}
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Errorf("verbs (-want +got):\n%s", diff)
 	}

@@ -1,15 +1,15 @@
 package agent
 
 import (
-	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
-	"github.com/warmcore/warmcore/pkg/oldmem"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/vmcore/checksum"
 )
 
 // ManifestSchema is the number of the manifest's schema. A field is added
@@ -38,10 +38,11 @@ type Manifest struct {
 	CPUsSeen    uint32 `json:"cpus_seen"`    // that the stub expected to flush
 	CPUsFlushed uint32 `json:"cpus_flushed"` // that did
 
+	Dump           DumpInfo `json:"dump"`
 	Files          []File   `json:"files"`
-	Unreadable     []Extent `json:"unreadable"` // zero in the dump, because it could not be read
-	MoreUnreadable uint64   `json:"more_unreadable,omitempty"`
-	LogLost        int      `json:"log_lost,omitempty"` // messages that could not be read
+	Unreadable     []Extent `json:"unreadable"`                // memory that could not be read: not in a kdump file, zero in an ELF file
+	MoreUnreadable uint64   `json:"more_unreadable,omitempty"` // pages
+	LogLost        int      `json:"log_lost,omitempty"`        // messages that could not be read
 	Warnings       []string `json:"warnings,omitempty"`
 }
 
@@ -59,15 +60,15 @@ type File struct {
 	Bytes   uint64 `json:"bytes"`            // its size
 	Written uint64 `json:"written"`          // without the holes that zeroes became
 	SHA256  string `json:"sha256,omitempty"` // of all its bytes
-	// Tree is the SHA-256 of the SHA-256s of the file's pieces of 64 KiB:
-	//	split -b 64K --filter='sha256sum' vmcore | cut -c -64 | xxd -r -p | sha256sum
-	Tree string `json:"sha256_tree_64k,omitempty"`
+	// CRC32C is the checksums of its blocks; `warmcore inspect --verify` reads
+	// them.
+	CRC32C *checksum.Sums `json:"crc32c,omitempty"`
 }
 
-// Extent is a part of a file.
+// Extent is a part of the crashed kernel's physical memory.
 type Extent struct {
-	Offset uint64 `json:"offset"`
-	Bytes  uint64 `json:"bytes"`
+	Address string `json:"address"` // hexadecimal
+	Bytes   uint64 `json:"bytes"`
 }
 
 // manifest begins a manifest with what the handoff area says. x and its block
@@ -118,35 +119,34 @@ func (m *Manifest) describe(d dump) {
 	m.Crashed = unixTime(d.info.CrashTime)
 }
 
-func (m *Manifest) finish(r oldmem.Result, now time.Time) {
-	f := File{Name: DumpName, Bytes: r.Size, Written: r.Written, Tree: hex.EncodeToString(r.Tree[:])}
-	if r.SHA256 != [sha256.Size]byte{} {
-		f.SHA256 = hex.EncodeToString(r.SHA256[:])
-	}
-	m.Files = append(m.Files, f)
-	for _, u := range r.Unreadable {
-		m.Unreadable = append(m.Unreadable, Extent{u.Start, u.Size()})
-	}
-	m.MoreUnreadable = r.MoreUnreadable
+func (m *Manifest) finish(out written, now time.Time) {
+	m.Dump = out.info
+	m.Files = append(m.Files, out.files...)
+	m.Unreadable = extents(out.missing.Unreadable)
+	m.MoreUnreadable = out.missing.MoreUnreadable
+	m.Warnings = append(m.Warnings, out.warnings...)
 	m.Finished = now.UTC()
 	m.Seconds = now.Sub(m.Started).Seconds()
 }
 
-// Dump returns the dump file; the zero File before it is saved.
-func (m *Manifest) Dump() File {
-	for _, f := range m.Files {
-		if f.Name == DumpName {
-			return f
-		}
-	}
-	return File{}
-}
-
 // Summary is one line for people.
 func (m *Manifest) Summary() string {
-	d := m.Dump()
-	return fmt.Sprintf("%s: %s, %s on disk, kernel %s, %d CPUs with registers, in %.1f s",
-		m.Directory, phys.FormatSize(d.Bytes), phys.FormatSize(d.Written), m.Release, len(m.CPUs), m.Seconds)
+	var size uint64
+	for _, f := range m.Files {
+		if strings.HasPrefix(f.Name, DumpName) && f.CRC32C != nil {
+			size += f.Written
+		}
+	}
+	d := m.Dump
+	return fmt.Sprintf("%s: %s in %s format for %s of memory, %d%% of the pages at dump level %d, kernel %s, %d CPUs with registers, in %.1f s",
+		m.Directory, phys.FormatSize(size), d.Format, phys.FormatSize(d.Memory), percent(d.Kept, d.Pages), d.Level, m.Release, len(m.CPUs), m.Seconds)
+}
+
+func percent(part, whole uint64) uint64 {
+	if whole == 0 {
+		return 0
+	}
+	return uint64(float64(part)/float64(whole)*100 + 0.5)
 }
 
 func (m *Manifest) encode() ([]byte, error) {

@@ -1,22 +1,21 @@
 package agent
 
 import (
-	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/oldmem"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 )
 
 // Names of the files of a dump.
@@ -32,10 +31,12 @@ const crashDir = "var/crash"
 
 // SaveOptions says how to save.
 type SaveOptions struct {
-	Target string // directory; "" makes a new one below /var/crash
-	// SHA256 asks for the checksum of the whole dump file beside that of its
-	// tree. It is one CPU's work, and slower than most disks.
-	SHA256 bool
+	// Target is a directory; "" makes a new one below /var/crash. Stdout
+	// writes the dump, and nothing else, to Stdout; it does not count as
+	// saved then.
+	Target string
+	Stdout io.Writer
+	DumpOptions
 }
 
 // Save writes the dump that this boot offers into a directory and then marks
@@ -66,10 +67,21 @@ func (s *System) Save(o SaveOptions) (*Manifest, error) {
 		s.log().Warn("saving without the handoff area", "err", err)
 		x = nil
 	}
-	if err := x.savable(o.Target); err != nil {
+	if err := errors.Join(o.check(), x.savable(o.Target)); err != nil {
 		return nil, err
 	}
 	started := s.now()
+	if o.Target == Stdout {
+		m := s.manifest(x, started)
+		if d, err := readDump(src); err == nil {
+			m.describe(d)
+		}
+		m.Directory = Stdout
+		if err := s.saveTo(o.Stdout, src, o, m, started); err != nil {
+			return nil, err
+		}
+		return m, nil
+	}
 	if o.Target == "" {
 		o.Target = s.path(filepath.Join(crashDir, s.host()+"-"+started.UTC().Format("2006-01-02-15-04-05")))
 	}
@@ -167,44 +179,25 @@ func (s *System) save(src *oldmem.Source, o SaveOptions, x *session, started tim
 		m.LogLost = lost
 	}
 
-	if free, err := oldmem.Free(dir); err == nil && free < src.Size() {
-		s.log().Warn("the dump may not fit, unless enough of it is zero", "free", phys.FormatSize(free), "dump", phys.FormatSize(src.Size()))
-	}
-	incomplete := filepath.Join(dir, IncompleteName)
-	if st, err := os.Lstat(incomplete); err == nil && st.Mode().IsRegular() {
-		// What an earlier try left behind.
-		if err := os.Remove(incomplete); err != nil {
-			return nil, err
-		}
-	}
-	out, err := oldmem.Create(incomplete)
+	mapped := src.Mapped()
+	defer mapped.Close()
+	memory, err := dumpfile.Open(mapped, int64(src.Size()))
 	if err != nil {
 		return nil, err
 	}
-	defer out.Close()
-	var done uint64
-	r, err := src.Copy(out, oldmem.Options{SHA256: o.SHA256, Progress: func(n uint64) {
-		done = n
-		s.progress(Progress{What: "save", Done: n, Total: src.Size(), Elapsed: s.now().Sub(started)})
-	}})
-	if err == nil {
-		err = out.Sync()
+	w := &writer{
+		System: s, DumpOptions: o.DumpOptions, src: memory, kernel: d.info, err: d.err, what: "save", started: started,
+		final: filepath.Join(dir, DumpName), incomplete: filepath.Join(dir, IncompleteName),
 	}
-	if err != nil {
-		if oldmem.Full(err) {
-			// A part of a dump is worth less than room for the system to run.
-			os.Remove(incomplete)
-			return nil, s.full(err, dir, src.Size(), done)
-		}
-		return nil, fmt.Errorf("save dump: %w; %s is not complete, the dump is still offered", err, incomplete)
+	out, err := w.write(context.Background())
+	var disk *errFull
+	switch {
+	case errors.As(err, &disk):
+		return nil, s.full(err, dir, disk.need, disk.done)
+	case err != nil:
+		return nil, fmt.Errorf("save dump: %w; what is in %s is not complete, the dump is still offered", err, dir)
 	}
-	if err := check(src, out, d, r); err != nil {
-		return nil, fmt.Errorf("check %s: %w; the dump is still offered", incomplete, err)
-	}
-	if err := os.Rename(incomplete, filepath.Join(dir, DumpName)); err != nil {
-		return nil, err
-	}
-	m.finish(r, s.now())
+	m.finish(out, s.now())
 	b, err := m.encode()
 	if err != nil {
 		return nil, err
@@ -229,7 +222,7 @@ func (s *System) full(err error, dir string, size, done uint64) error {
 	if statErr != nil {
 		return fmt.Errorf("%w: %w", err, statErr)
 	}
-	return fmt.Errorf("%w: %s of %s were written, at most %s more are needed than the %s that are free: free some, or give another directory; the dump is still offered",
+	return fmt.Errorf("%w: %s of about %s were written, about %s more are needed than the %s that are free: free some, or give another directory; the dump is still offered",
 		err, phys.FormatSize(done), phys.FormatSize(size), phys.FormatSize(size-min(size, free)), phys.FormatSize(free))
 }
 
@@ -254,50 +247,4 @@ func writeFile(path string, content []byte) (File, error) {
 	}
 	sum := sha256.Sum256(content)
 	return File{Name: filepath.Base(path), Bytes: uint64(len(content)), Written: uint64(len(content)), SHA256: hex.EncodeToString(sum[:])}, nil
-}
-
-// samples is how many places of a dump are read back, of sampleSize bytes each.
-const (
-	samples    = 64
-	sampleSize = 4 << 10
-)
-
-// check reads back what was written: the headers and notes, and samples of
-// the memory, which must be what the source says.
-func check(src io.ReaderAt, out *os.File, want dump, r oldmem.Result) error {
-	st, err := out.Stat()
-	if err != nil {
-		return err
-	}
-	if uint64(st.Size()) != r.Size {
-		return fmt.Errorf("size is %d, want %d", st.Size(), r.Size)
-	}
-	got, err := readDump(out)
-	if err != nil {
-		return err
-	}
-	if !slices.Equal(got.header.Loads, want.header.Loads) || !slices.Equal(got.header.Notes, want.header.Notes) {
-		return errors.New("program headers differ from the dump's")
-	}
-	if len(got.cpus) != len(want.cpus) {
-		return fmt.Errorf("registers of %d CPUs, want %d", len(got.cpus), len(want.cpus))
-	}
-	a, b := make([]byte, sampleSize), make([]byte, sampleSize)
-	for range samples {
-		off := rand.Uint64N(r.Size) &^ (sampleSize - 1)
-		n := min(sampleSize, r.Size-off)
-		if slices.ContainsFunc(r.Unreadable, func(u phys.Range) bool { return u.Overlaps(phys.Range{Start: off, End: off + n}) }) || r.MoreUnreadable > 0 {
-			continue
-		}
-		if _, err := src.ReadAt(a[:n], int64(off)); err != nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("read the dump at offset %#x again: %w", off, err)
-		}
-		if _, err := out.ReadAt(b[:n], int64(off)); err != nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("read back at offset %#x: %w", off, err)
-		}
-		if !bytes.Equal(a[:n], b[:n]) {
-			return fmt.Errorf("the %d bytes at offset %#x differ from the dump's", n, off)
-		}
-	}
-	return nil
 }

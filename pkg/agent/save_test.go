@@ -5,9 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,8 +15,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/warmcore/warmcore/pkg/convert"
 	"github.com/warmcore/warmcore/pkg/oldmem/oldmemtest"
 	"github.com/warmcore/warmcore/pkg/registration"
+	corefile "github.com/warmcore/warmcore/pkg/vmcore"
+	"github.com/warmcore/warmcore/pkg/vmcore/checksum"
+	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
+	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
 
 const testLog = "[    0.000000] Linux version\n[    1.500000] Kernel panic - not syncing\n"
@@ -26,40 +31,55 @@ func sum(b []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-func tree(b []byte) string {
-	var sums []byte
-	for piece := range slices.Chunk(b, 64<<10) {
-		s := sha256.Sum256(piece)
-		sums = append(sums, s[:]...)
+// samePages fails unless the dump in the files has the pages of vmcore.
+func samePages(t *testing.T, files ...string) *corefile.Info {
+	t.Helper()
+	var parts []dumpfile.File
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts = append(parts, dumpfile.File{ReaderAt: bytes.NewReader(b), Size: int64(len(b))})
 	}
-	return sum(sums)
+	got, err := dumpfile.Join(parts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := vmcore(t)
+	want, err := dumpfile.Open(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want.Info().Memory, got.Info().Memory); diff != "" {
+		t.Errorf("memory (-want +got):\n%s", diff)
+	}
+	for _, r := range want.Info().Memory {
+		a, b := make([]byte, r.Size()), make([]byte, r.Size())
+		if err := want.ReadPhys(a, r.Start); err != nil {
+			t.Fatal(err)
+		}
+		if err := got.ReadPhys(b, r.Start); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(a, b) {
+			t.Errorf("memory %v differs", r)
+		}
+	}
+	return got.Info()
 }
 
 func TestSave(t *testing.T) {
 	m := captureBoot(t)
-	got, err := m.Save(SaveOptions{SHA256: true})
+	zstd, err := kdump.ParseCodec("zstd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := vmcore(t)
+	got, err := m.Save(SaveOptions{DumpOptions: DumpOptions{Codec: zstd, Level: 31, SHA256: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir := filepath.Join(m.Root, "var/crash/db_1-2026-11-22-12-00-01")
-	crashed, captured := time.Unix(1795348799, 0).UTC(), time.Unix(1795348800, 0).UTC()
-	cpu := CPU{PC: "0x0", SP: "0x0"}
-	wantManifest := &Manifest{
-		Schema: 1, Directory: dir, Started: got.Started, Finished: got.Finished, Seconds: got.Seconds,
-		Reason: "panic", Crashed: &crashed, Capture: &captured, Release: "6.12.0-test",
-		Nonce: "01000000000000000000000000000000", Payload: "1.0",
-		CPUs: []CPU{cpu, cpu}, CPUsSeen: 2, CPUsFlushed: 2,
-		Files: []File{
-			{Name: LogName, Bytes: uint64(len(testLog)), Written: uint64(len(testLog)), SHA256: sum([]byte(testLog))},
-			// The first granule, and the two that the last page is in.
-			{Name: DumpName, Bytes: uint64(len(want)), Written: 64<<10 + 12<<10, SHA256: sum(want), Tree: tree(want)},
-		},
-		Unreadable: []Extent{},
-	}
-	if diff := cmp.Diff(wantManifest, got); diff != "" {
-		t.Errorf("manifest (-want +got):\n%s", diff)
-	}
 	files := map[string]string{}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -78,8 +98,42 @@ func TestSave(t *testing.T) {
 	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("directory: mode %v, %v; want 0700", st.Mode(), err)
 	}
-	if len(files) != 3 || files[LogName] != testLog || files[DumpName] != string(want) {
-		t.Errorf("files are wrong: %d of them, log %q", len(files), files[LogName])
+	if len(files) != 3 || files[LogName] != testLog {
+		t.Errorf("%d files, log %q", len(files), files[LogName])
+	}
+	// This kernel says nothing about its pages, so that all are kept.
+	if len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "no page is left out") {
+		t.Errorf("warnings %q, want that no page is left out", got.Warnings)
+	}
+	size := uint64(len(files[DumpName]))
+	crashed, captured := time.Unix(1795348799, 0).UTC(), time.Unix(1795348800, 0).UTC()
+	cpu := CPU{PC: "0x0", SP: "0x0"}
+	wantManifest := &Manifest{
+		Schema: 1, Directory: dir, Started: got.Started, Finished: got.Finished, Seconds: got.Seconds,
+		Reason: "panic", Crashed: &crashed, Capture: &captured, Release: "6.12.0-test",
+		Nonce: "01000000000000000000000000000000", Payload: "1.0",
+		CPUs: []CPU{cpu, cpu}, CPUsSeen: 2, CPUsFlushed: 2,
+		Dump: DumpInfo{
+			Format: "kdump", Compression: "zstd", PageSize: 4096, Pages: 1024, Kept: 1024,
+			Zero: got.Dump.Zero, Memory: 4 << 20, Data: got.Dump.Data,
+		},
+		Files: []File{
+			{Name: LogName, Bytes: uint64(len(testLog)), Written: uint64(len(testLog)), SHA256: sum([]byte(testLog))},
+			{Name: DumpName, Bytes: size, Written: size, SHA256: sum([]byte(files[DumpName])), CRC32C: got.Files[1].CRC32C},
+		},
+		Unreadable: []Extent{}, Warnings: got.Warnings,
+	}
+	if diff := cmp.Diff(wantManifest, got); diff != "" {
+		t.Errorf("manifest (-want +got):\n%s", diff)
+	}
+	if z := got.Dump.Zero; z < 1000 || z > 1023 {
+		t.Errorf("%d pages of zeroes, want most of 1024", z)
+	}
+	if err := checksum.Verify(strings.NewReader(files[DumpName]), int64(size), *got.Files[1].CRC32C, func(b checksum.Bad) { t.Error(b) }, nil); err != nil {
+		t.Error(err)
+	}
+	if info := samePages(t, filepath.Join(dir, DumpName)); info.CPUs != 2 || info.Uname.Release != "6.12.0-test" || info.Level != 0 {
+		t.Errorf("the dump has %d CPUs, release %q, level %d", info.CPUs, info.Uname.Release, info.Level)
 	}
 	var fromFile Manifest
 	if err := json.Unmarshal([]byte(files[ManifestName]), &fromFile); err != nil {
@@ -95,10 +149,8 @@ func TestSave(t *testing.T) {
 	_, err = m.Save(SaveOptions{})
 	wantNothing(t, err)
 	elsewhere := filepath.Join(m.Root, "elsewhere")
-	if again, err := m.Save(SaveOptions{Target: elsewhere}); err != nil {
+	if _, err := m.Save(SaveOptions{Target: elsewhere}); err != nil {
 		t.Errorf("save again, elsewhere: %v", err)
-	} else if f := again.Dump(); f.SHA256 != "" || f.Tree != tree(want) {
-		t.Errorf("saved again: %+v, want the checksum of the tree only", f)
 	}
 	_, err = m.Save(SaveOptions{Target: elsewhere})
 	wantRefusal(t, err, "has a dump already")
@@ -107,6 +159,131 @@ func TestSave(t *testing.T) {
 	}
 	_, err = m.Save(SaveOptions{Target: filepath.Join(m.Root, "third")})
 	wantNothing(t, err)
+}
+
+func TestSaveForms(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		o      DumpOptions
+		files  []string
+		format string
+	}{
+		{"ELF", DumpOptions{Format: convert.ELF}, []string{"vmcore"}, "elf"},
+		{"ELF, flattened", DumpOptions{Format: convert.ELF, Flattened: true}, []string{"vmcore"}, "elf flattened"},
+		{"kdump", DumpOptions{}, []string{"vmcore"}, "kdump"},
+		{"kdump, flattened", DumpOptions{Flattened: true}, []string{"vmcore"}, "kdump flattened"},
+		{"kdump, split", DumpOptions{Split: 3}, []string{"vmcore.1", "vmcore.2", "vmcore.3"}, "kdump"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := captureBoot(t)
+			dir := filepath.Join(m.Root, "dump")
+			got, err := m.Save(SaveOptions{Target: dir, DumpOptions: tc.o})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var files []string
+			for _, name := range tc.files {
+				files = append(files, filepath.Join(dir, name))
+			}
+			if info := samePages(t, files...); info.Format != tc.format || got.Dump.Format != tc.format {
+				t.Errorf("format %q, %q in the manifest; want %q", info.Format, got.Dump.Format, tc.format)
+			}
+			for i, f := range got.Files[1:] {
+				b, err := os.ReadFile(files[i])
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := checksum.Verify(bytes.NewReader(b), int64(len(b)), *f.CRC32C, func(b checksum.Bad) { t.Error(f.Name, b) }, nil); err != nil {
+					t.Error(err)
+				}
+			}
+			_, err = m.Save(SaveOptions{Target: dir, DumpOptions: tc.o})
+			wantRefusal(t, err, "already")
+		})
+	}
+	m := captureBoot(t)
+	var pipe bytes.Buffer
+	if _, err := m.Save(SaveOptions{Target: Stdout, Stdout: &pipe}); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(m.Root, "from-pipe")
+	if err := os.WriteFile(name, pipe.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	samePages(t, name)
+	if len(m.done) > 0 {
+		t.Errorf("did %v, but nobody knows what became of the pipe", m.done)
+	}
+	// A kill at any time leaves no more than an incomplete file, which the next
+	// try replaces.
+	m = captureBoot(t)
+	dir := filepath.Join(m.Root, "dump")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(dir, IncompleteName)
+	if err := os.WriteFile(left, bytes.Repeat([]byte("what an earlier try left"), 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Save(SaveOptions{Target: dir}); err != nil {
+		t.Fatal(err)
+	}
+	samePages(t, filepath.Join(dir, DumpName))
+	if _, err := os.Lstat(left); err == nil {
+		t.Errorf("%s is still there", left)
+	}
+	for _, o := range []DumpOptions{{Split: 2, Format: convert.ELF}, {Split: 1000}, {Level: 32}} {
+		_, err := m.Save(SaveOptions{Target: filepath.Join(m.Root, "bad"), DumpOptions: o})
+		var r *Refusal
+		if !errors.As(err, &r) {
+			t.Errorf("Save with %+v: %v, want a refusal", o, err)
+		}
+	}
+}
+
+func TestConvert(t *testing.T) {
+	root := t.TempDir()
+	s := System{Root: root}
+	path := func(name string) string { return filepath.Join(root, name) }
+	if err := os.WriteFile(path("vmcore"), vmcore(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	zlib, err := kdump.ParseCodec("zlib")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Each step converts what the one before made.
+	for _, tc := range []struct {
+		in  []string
+		out string
+		o   DumpOptions
+	}{
+		{[]string{"vmcore"}, "kdump", DumpOptions{Codec: zlib}},
+		{[]string{"kdump"}, "elf", DumpOptions{Format: convert.ELF}},
+		{[]string{"elf"}, "flat", DumpOptions{Flattened: true}},
+		{[]string{"flat"}, "split", DumpOptions{Split: 2}},
+		{[]string{"split.2", "split.1"}, "last", DumpOptions{Format: convert.ELF}},
+	} {
+		var in []string
+		for _, name := range tc.in {
+			in = append(in, path(name))
+		}
+		c, err := s.Convert(t.Context(), ConvertOptions{In: in, Out: path(tc.out), DumpOptions: tc.o})
+		if err != nil {
+			t.Fatalf("%v to %s: %v", tc.in, tc.out, err)
+		}
+		if c.Dump.Kept != 1024 || c.Summary() == "" {
+			t.Errorf("%v to %s: %+v", tc.in, tc.out, c)
+		}
+		if tc.o.Split == 0 {
+			samePages(t, path(tc.out))
+		}
+		_, err = s.Convert(t.Context(), ConvertOptions{In: in, Out: path(tc.out), DumpOptions: tc.o})
+		wantRefusal(t, err, "exists already")
+	}
+	if _, err := s.Convert(t.Context(), ConvertOptions{In: []string{path("missing")}, Out: path("x")}); err == nil {
+		t.Error("Convert of a missing file: no error")
+	}
 }
 
 func TestSaveNothing(t *testing.T) {
@@ -229,7 +406,7 @@ func TestSaveBrokenDump(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Files) != 1 || len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "log can't be read") {
+	if len(got.Files) != 1 || len(got.Warnings) != 2 || !strings.Contains(got.Warnings[0], "log can't be read") {
 		t.Errorf("files %v, warnings %q; want the dump and a warning", got.Files, got.Warnings)
 	}
 }

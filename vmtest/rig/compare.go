@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcore"
+	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
 )
 
@@ -38,10 +40,12 @@ func lowest(addrs []uint64) []uint64 {
 	return addrs[:min(len(addrs), maxWrong)]
 }
 
-// Dump is the memory in an ELF vmcore, by physical address.
+// Dump is the memory in a dump, by physical address.
 type Dump struct {
 	r        io.ReaderAt
-	segments []segment
+	segments []segment   // of an ELF vmcore
+	kdump    vmcore.Dump // nil for an ELF vmcore
+	held     phys.Set    // by the kdump file
 }
 
 // segment is a part of a dump's file and the memory that it holds.
@@ -50,10 +54,16 @@ type segment struct {
 	off uint64
 }
 
-// OpenDump reads the program headers of an ELF vmcore. Its memory is what the
+// OpenDump opens a dump of size bytes. Of an ELF vmcore it reads the program
+// headers, without any code that the product shares: its memory is what the
 // PT_LOADs have in the file; a PT_LOAD that is longer in memory than in the
-// file has only the part in the file.
-func OpenDump(r io.ReaderAt) (*Dump, error) {
+// file has only the part in the file. Of a kdump file its memory is the pages
+// in its 2nd bitmap.
+func OpenDump(r io.ReaderAt, size int64) (*Dump, error) {
+	magic := make([]byte, len(kdump.Signature))
+	if _, err := r.ReadAt(magic, 0); err == nil && string(magic) == kdump.Signature {
+		return openKDump(r, size)
+	}
 	f, err := elf.NewFile(r)
 	if err != nil {
 		return nil, fmt.Errorf("read dump: %w", err)
@@ -75,8 +85,41 @@ func OpenDump(r io.ReaderAt) (*Dump, error) {
 	return d, nil
 }
 
+func openKDump(r io.ReaderAt, size int64) (*Dump, error) {
+	k, err := kdump.Open(r, size)
+	if err != nil {
+		return nil, fmt.Errorf("read dump: %w", err)
+	}
+	d := &Dump{r: r, kdump: k}
+	pageSize := k.Info().PageSize
+	for _, m := range k.Info().Memory {
+		for at := m.Start; at < m.End; at += pageSize {
+			if !k.Holds(at / pageSize) {
+				continue
+			}
+			if n := len(d.held); n > 0 && d.held[n-1].End == at {
+				d.held[n-1].End += pageSize
+				continue
+			}
+			d.held = append(d.held, phys.Range{Start: at, End: at + pageSize})
+		}
+	}
+	return d, nil
+}
+
+// Format returns "elf" or "kdump".
+func (d *Dump) Format() string {
+	if d.kdump != nil {
+		return "kdump"
+	}
+	return "elf"
+}
+
 // Memory returns what the dump holds.
 func (d *Dump) Memory() phys.Set {
+	if d.kdump != nil {
+		return d.held
+	}
 	var all []phys.Range
 	for _, s := range d.segments {
 		all = append(all, s.mem)
@@ -84,8 +127,15 @@ func (d *Dump) Memory() phys.Set {
 	return phys.NewSet(all...)
 }
 
-// ReadAt reads physical memory at addr, which must be in one PT_LOAD.
+// ReadAt reads physical memory at addr, which must be in one PT_LOAD of an ELF
+// vmcore.
 func (d *Dump) ReadAt(b []byte, addr int64) (int, error) {
+	if d.kdump != nil {
+		if err := d.kdump.ReadPhys(b, uint64(addr)); err != nil {
+			return 0, err
+		}
+		return len(b), nil
+	}
 	r, ok := phys.Sized(uint64(addr), uint64(len(b)))
 	for _, s := range d.segments {
 		if ok && s.mem.Contains(r) {
@@ -95,20 +145,30 @@ func (d *Dump) ReadAt(b []byte, addr int64) (int, error) {
 	return 0, fmt.Errorf("read %d bytes of the dump at %#x: %w", len(b), addr, ErrNotRAM)
 }
 
-// Compare compares every whole page of the dump with the truth, without the
-// pages in excluded. Memory that the dump holds twice (the kernel's text has a
-// PT_LOAD of its own) is compared twice and counted once. Missing is RAM that
-// is neither in the dump nor excluded.
-func (t *Truth) Compare(ctx context.Context, d *Dump, excluded phys.Set) (Comparison, error) {
-	expected := RAM(t.Memory).Minus(excluded)
-	var c Comparison
-	type job struct {
-		mem   phys.Range
-		off   uint64
-		count bool
+// job is memory to compare; an ELF vmcore has it at off.
+type job struct {
+	mem   phys.Range
+	off   uint64
+	count bool // it was not compared before
+}
+
+// jobs returns what a dump has of the expected memory, and which memory that
+// is.
+func (d *Dump) jobs(expected phys.Set) (jobs []job, done phys.Set) {
+	if d.kdump != nil {
+		for _, e := range expected {
+			for _, r := range d.held {
+				if r = r.Intersect(e).AlignIn(phys.PageSize); r.Empty() {
+					continue
+				}
+				done = append(done, r)
+				for _, piece := range split(r, chunk) {
+					jobs = append(jobs, job{piece, 0, true})
+				}
+			}
+		}
+		return jobs, done
 	}
-	var jobs []job
-	var done phys.Set
 	for _, s := range d.segments {
 		in := phys.NewSet(s.mem).AlignIn(phys.PageSize).Intersect(expected)
 		for _, r := range in {
@@ -125,6 +185,28 @@ func (t *Truth) Compare(ctx context.Context, d *Dump, excluded phys.Set) (Compar
 		}
 		done = done.Union(in)
 	}
+	return jobs, done
+}
+
+// read reads the memory of a job.
+func (d *Dump) read(b []byte, j job) error {
+	if d.kdump != nil {
+		return d.kdump.ReadPhys(b, j.mem.Start)
+	}
+	if n, err := d.r.ReadAt(b, int64(j.off)); n < len(b) {
+		return fmt.Errorf("read the dump of %v at offset %#x: %w", j.mem, j.off, err)
+	}
+	return nil
+}
+
+// Compare compares every whole page of the dump with the truth, without the
+// pages in excluded. Memory that the dump holds twice (the kernel's text has a
+// PT_LOAD of its own) is compared twice and counted once. Missing is RAM that
+// is neither in the dump nor excluded.
+func (t *Truth) Compare(ctx context.Context, d *Dump, excluded phys.Set) (Comparison, error) {
+	expected := t.RAM().Minus(excluded)
+	var c Comparison
+	jobs, done := d.jobs(expected)
 	for _, r := range expected.Minus(done) {
 		c.Missing += (r.Size() + phys.PageSize - 1) / phys.PageSize
 		for a := r.Start; a < r.End && len(c.FirstMissing) < maxWrong; a += phys.PageSize {
@@ -139,8 +221,8 @@ func (t *Truth) Compare(ctx context.Context, d *Dump, excluded phys.Set) (Compar
 			if _, err := t.ReadAt(a, int64(j.mem.Start)); err != nil {
 				return err
 			}
-			if n, err := d.r.ReadAt(b, int64(j.off)); n < len(b) {
-				return fmt.Errorf("read the dump of %v at offset %#x: %w", j.mem, j.off, err)
+			if err := d.read(b, j); err != nil {
+				return err
 			}
 			var wrong []uint64
 			if !bytes.Equal(a, b) {
@@ -164,6 +246,14 @@ func (t *Truth) Compare(ctx context.Context, d *Dump, excluded phys.Set) (Compar
 		return Comparison{}, err
 	}
 	return c, nil
+}
+
+// CompareHeld compares what the dump holds with the truth, without the pages in
+// excluded: nothing of a filtered dump is missing.
+func (t *Truth) CompareHeld(ctx context.Context, d *Dump, excluded phys.Set) (Comparison, error) {
+	c, err := t.Compare(ctx, d, excluded)
+	c.Missing, c.FirstMissing = 0, nil
+	return c, err
 }
 
 // Painting is where a guest's painted pages lie.

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcore/vmcoretest"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
 )
 
@@ -43,7 +44,7 @@ func truthOf(t *testing.T, mem []byte) *Truth {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "truth")
 	writeFile(t, name, mem)
-	truth, err := OpenTruth(name)
+	truth, err := OpenTruth(AMD64, name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +88,7 @@ func TestCompare(t *testing.T) {
 			if tt.spoil != 0 {
 				bad[tt.spoil] ^= 1
 			}
-			d, err := OpenDump(bytes.NewReader(bad))
+			d, err := OpenDump(bytes.NewReader(bad), int64(len(bad)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -100,7 +101,7 @@ func TestCompare(t *testing.T) {
 			}
 		})
 	}
-	short, err := OpenDump(bytes.NewReader(good[:40*page]))
+	short, err := OpenDump(bytes.NewReader(good[:40*page]), int64(40*page))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +111,59 @@ func TestCompare(t *testing.T) {
 	if (Comparison{}).OK() {
 		t.Error("comparing nothing is OK; want a verdict only on something")
 	}
+}
+
+// A filtered dump, whose pages are compressed.
+func TestCompareKDump(t *testing.T) {
+	s := vmcoretest.Parse(t, "0x0-0x8000 zlib random 1\n0x8000-0x10000 excluded\n0x10000-0x18000 zlib text kernel\n0x18000-0x20000 zlib fill 00")
+	mem := make([]byte, 32*page)
+	for _, p := range s.Pages {
+		copy(mem[p.Addr:], p.Data)
+	}
+	truth := truthOf(t, mem)
+	defer truth.Close()
+	for _, tt := range []struct {
+		name  string
+		spoil int // page of the truth, -1 for none
+		want  Comparison
+	}{
+		{"good", -1, Comparison{Compared: 24}},
+		{"wrong page", 0x11, Comparison{Compared: 24, Wrong: 1, FirstWrong: []uint64{0x11000}}},
+		{"wrong page that was left out", 9, Comparison{Compared: 24}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.spoil >= 0 {
+				if err := os.WriteFile(truth.file.Name(), spoiled(mem, tt.spoil), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b := s.Kdump(t)
+			d, err := OpenDump(bytes.NewReader(b), int64(len(b)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := truth.CompareHeld(t.Context(), d, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got, cmp.Transformer("nil", func(s []uint64) []uint64 { return append([]uint64(nil), s...) })); diff != "" {
+				t.Errorf("-want +got\n%s", diff)
+			}
+			if whole, err := truth.Compare(t.Context(), d, nil); err != nil || whole.Missing != 8 || whole.FirstMissing[0] != 0x8000 {
+				t.Errorf("compared as a whole dump: %v, %v; want 8 pages missing", whole, err)
+			}
+			if d.Format() != "kdump" || d.Memory().Size() != 24*page {
+				t.Errorf("format %s with %v", d.Format(), d.Memory())
+			}
+		})
+	}
+}
+
+// spoiled returns mem with another byte in page n.
+func spoiled(mem []byte, n int) []byte {
+	b := bytes.Clone(mem)
+	b[uint64(n)*page+100] ^= 1
+	return b
 }
 
 func TestPaintingCompare(t *testing.T) {
@@ -124,7 +178,7 @@ func TestPaintingCompare(t *testing.T) {
 	}
 	truth := truthOf(t, mem)
 	defer truth.Close()
-	has := RAM(truth.Memory)
+	has := truth.RAM()
 	if c, err := p.Compare(t.Context(), truth, has, nil); err != nil || !c.OK() || c.Compared != 4 {
 		t.Errorf("right pages: %v, %v", c, err)
 	}
@@ -149,7 +203,7 @@ func TestOpenDumpErrors(t *testing.T) {
 		{"program", exec},
 		{"wraps", dumpHead(t, elf.Prog64{Off: page, Paddr: ^uint64(0) - page + 1, Filesz: 2 * page})},
 	} {
-		if d, err := OpenDump(bytes.NewReader(tt.data)); err == nil || d != nil {
+		if d, err := OpenDump(bytes.NewReader(tt.data), int64(len(tt.data))); err == nil || d != nil {
 			t.Errorf("%s: %v, %v; want an error", tt.name, d, err)
 		}
 	}
@@ -171,10 +225,10 @@ func BenchmarkCompare(b *testing.B) {
 	if _, err := io.CopyN(f, &noise{}, int64(memory)); err != nil {
 		b.Fatal(err)
 	}
-	truth := &Truth{Memory: memory, file: f}
+	truth := &Truth{Arch: AMD64, Memory: memory, file: f}
 	d := &Dump{r: f}
 	off := uint64(0)
-	for _, r := range RAM(memory) {
+	for _, r := range AMD64.RAM(memory) {
 		d.segments = append(d.segments, segment{r, off})
 		off += r.Size()
 	}

@@ -31,21 +31,23 @@ type Figures struct {
 	InitramfsBytes    int64     `json:"initramfs_bytes"`
 	PayloadImageBytes int64     `json:"payload_image_bytes"` // bzImage with the initramfs
 	Crash             Boot      `json:"crash"`               // capture boot
+
+	Dump *DumpFigures `json:"dump_writer"`
 }
 
 // Bench takes a machine through a crash and measures on the way.
 func Bench(ctx context.Context, o Options) (f *Figures, err error) {
 	o.Memory, o.CPUs, o.Trigger = 2*gib, 2, wire.SysrqC
-	l := &Lab{Options: o, ctx: ctx, name: "bench"}
+	l := &Lab{Options: o, ctx: ctx, name: "bench", board: amd64}
 	l.Report = &Report{Accel: string(rig.TCG)}
 	if err := os.MkdirAll(l.Out, 0o755); err != nil {
 		return nil, err
 	}
-	if l.files, err = build(ctx, l.Options); err != nil {
+	if l.files, err = build(ctx, l.board.Arch, l.Options); err != nil {
 		return nil, err
 	}
 	l.more = map[string]string{"/bin/measure": filepath.Join(l.Out, "measure")}
-	if err := rig.BuildProgram(ctx, "./vmtest/guest/measure", l.more["/bin/measure"]); err != nil {
+	if err := l.board.BuildProgram(ctx, "./vmtest/guest/measure", l.more["/bin/measure"]); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -94,6 +96,19 @@ func Bench(ctx context.Context, o Options) (f *Figures, err error) {
 	f.CopyBytes, f.CopySeconds = b.Capture.CopyBytes, float64(b.Capture.CopyNanos)/1e9
 	f.PayloadSeconds = round(span(log) - f.CopySeconds)
 	f.Crash = l.Report.Boots[len(l.Report.Boots)-1]
+	if _, err := l.run("warmcore", "save", "--format", "elf", "--dump-level", "0", "/var/crash/bench"); err != nil {
+		return nil, err
+	}
+	if err := l.powerOff(); err != nil {
+		return nil, err
+	}
+	vmcore := filepath.Join(l.Out, "vmcore")
+	if err := l.disk.Extract(l.ctx, "/var/crash/bench/vmcore", vmcore); err != nil {
+		return nil, err
+	}
+	if f.Dump, err = BenchDump(ctx, vmcore, l.say); err != nil {
+		return nil, err
+	}
 	raw, err := json.MarshalIndent(f, "", " ")
 	if err != nil {
 		return nil, err

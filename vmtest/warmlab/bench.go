@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/vmtest/story"
@@ -13,8 +18,17 @@ import (
 // bench measures and prints what docs promise. It fails on errors only: times
 // on a shared machine are no test.
 func bench(ctx context.Context, f flags, stdout io.Writer) error {
+	if f.options.Arch != "amd64" {
+		return errors.New("bench measures on amd64 only")
+	}
+	if f.options.PayloadDir == "" {
+		f.options.PayloadDir = filepath.Join("build", "amd64", "payload")
+	}
 	if f.options.Out == "" {
 		f.options.Out = filepath.Join("build", "bench")
+	}
+	if f.vmcore != "" {
+		return benchDump(ctx, f, stdout)
 	}
 	m, err := story.Bench(ctx, f.options)
 	if err != nil {
@@ -40,6 +54,58 @@ func bench(ctx context.Context, f flags, stdout io.Writer) error {
 	fmt.Fprintf(stdout, "\nSize\n")
 	row("initramfs (xz)", phys.FormatSize(uint64(m.InitramfsBytes)), "<= 4 MiB")
 	row("payload: our kernel with it", phys.FormatSize(uint64(m.PayloadImageBytes)), "<= 6 MiB")
+	printDump(stdout, m.Dump)
 	fmt.Fprintf(stdout, "\nraw data: %s\n", filepath.Join(f.options.Out, "figures.json"))
 	return nil
+}
+
+// benchDump measures the dump writer alone, on an ELF dump.
+func benchDump(ctx context.Context, f flags, stdout io.Writer) error {
+	if err := os.MkdirAll(f.options.Out, 0o755); err != nil {
+		return err
+	}
+	m, err := story.BenchDump(ctx, f.vmcore, f.options.Say)
+	if err != nil {
+		return err
+	}
+	printDump(stdout, m)
+	raw, err := json.MarshalIndent(m, "", " ")
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(f.options.Out, "dump-writer.json")
+	fmt.Fprintf(stdout, "\nraw data: %s\n", name)
+	return os.WriteFile(name, append(raw, '\n'), 0o644)
+}
+
+// printDump prints the dump writer beside makedumpfile. Wall clocks count on an
+// idle machine; on a busy one CPU seconds do.
+func printDump(stdout io.Writer, m *story.DumpFigures) {
+	fmt.Fprintf(stdout, "\nDump writer, beside %s, %d CPUs, load %s\n", m.Makedumpfile, m.CPUs, m.Load)
+	for _, level := range slices.Sorted(maps.Keys(m.Levels)) {
+		runs := m.Levels[level]
+		fmt.Fprintf(stdout, "  dump level %s, of %s%8s %8s %9s %12s\n", level, phys.FormatSize(uint64(m.SourceBytes)), "seconds", "CPU s", "RSS", "bytes")
+		for _, name := range slices.Sorted(maps.Keys(runs)) {
+			r := story.Medians(runs[name])
+			fmt.Fprintf(stdout, "    %-34s %8.2f %8.2f %9s %12d\n", name, r.Seconds, r.CPUSeconds, phys.FormatSize(uint64(r.RSSKiB)<<10), r.Bytes)
+		}
+		ours, theirs := story.Medians(runs[story.OursZstd]), story.Medians(runs[story.TheirsZstd])
+		ratio := func(what string, a, b float64, want string) {
+			if a > 0 && b > 0 {
+				fmt.Fprintf(stdout, "    %-44s %7.2fx   %s\n", what, a/b, want)
+			}
+		}
+		zlib, threads := story.Medians(runs[story.TheirsZlib]), story.Medians(runs[story.TheirsZstd2])
+		ratio("faster than makedumpfile -z", theirs.Seconds, ours.Seconds, ">= 1.1x")
+		ratio("  by CPU seconds, all CPUs busy", theirs.CPUSeconds*float64(m.CPUs), ours.CPUSeconds, ">= 1.1x")
+		ratio("faster than makedumpfile -c", zlib.Seconds, ours.Seconds, ">= 3x")
+		ratio("  by CPU seconds, all CPUs busy", zlib.CPUSeconds*float64(m.CPUs), ours.CPUSeconds, ">= 3x")
+		ratio("faster than makedumpfile -z --num-threads 2", threads.Seconds, ours.Seconds, ">= 5x")
+		ratio("workers = 4 x CPUs beside workers = CPUs", ours.Seconds, story.Medians(runs[story.OursZstd4x]).Seconds, ">= 0.95x")
+		ratio("  by CPU seconds", ours.CPUSeconds, story.Medians(runs[story.OursZstd4x]).CPUSeconds, ">= 0.95x")
+		ratio("size beside makedumpfile -z", float64(ours.Bytes), float64(theirs.Bytes), "<= 1.05x")
+	}
+	ours, theirs := story.Medians(m.Filter).Seconds, story.Medians(m.FilterTheirs).Seconds
+	fmt.Fprintf(stdout, "  page filter, 1 thread: %.0f Mpages/s, makedumpfile %.0f Mpages/s: %.2fx   >= 1x\n",
+		float64(m.Pages)/ours/1e6, float64(m.Pages)/theirs/1e6, theirs/ours)
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -26,20 +27,21 @@ const usage = `usage: warmlab VERB [FLAGS]
   bench                measure speed and size
 
 flags:
-  --arch amd64         the only one so far
+  --arch ARCH          amd64 or arm64 (default: amd64)
   --story NAME         default crash
   --mem SIZE           RAM, such as 2G (default: the story's)
   --cpus N             (default: the story's)
   --kernel FILE        the normal kernel (default: what Debian's archive has today)
   --modules DIR        its lib/modules/RELEASE, with modules.dep
   --payload-kernel K   own or stock: ours or Debian's (default: the story's)
-  --payload DIR        what make images built (default: build/amd64/payload)
+  --payload DIR        what make images built (default: build/ARCH/payload)
   --trigger KIND       sysrq-c, watchdog (default: the story's)
   --handover vmcore    the only one so far
-  --firmware direct    the only one so far
+  --firmware F         direct, QEMU's own loader, or on arm64 uboot (default: the story's)
   --cycles N           crashes in a row (default: the story's)
-  --out DIR            default build/STORY
+  --out DIR            default build/STORY, build/STORY-arm64
   --keep               keep the guest's RAM image at the reset
+  --vmcore FILE        bench: the dump writer alone, on this ELF dump
   --timeout D          default 20m
 
 exit codes: 0 passed, 1 failed, 2 usage
@@ -52,9 +54,10 @@ func main() {
 }
 
 type flags struct {
-	options                              story.Options
-	arch, story, mem, handover, firmware string
-	timeout                              time.Duration
+	options              story.Options
+	story, mem, handover string
+	timeout              time.Duration
+	vmcore               string // bench: the dump writer alone, on this ELF dump
 }
 
 func parse(args []string) (verb string, f flags, err error) {
@@ -64,20 +67,21 @@ func parse(args []string) (verb string, f flags, err error) {
 	verb = args[0]
 	set := flag.NewFlagSet("warmlab", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
-	set.StringVar(&f.arch, "arch", "amd64", "")
+	set.StringVar(&f.options.Arch, "arch", "amd64", "")
 	set.StringVar(&f.story, "story", "crash", "")
 	set.StringVar(&f.mem, "mem", "", "")
 	set.IntVar(&f.options.CPUs, "cpus", 0, "")
 	set.StringVar(&f.options.Kernel, "kernel", "", "")
 	set.StringVar(&f.options.Modules, "modules", "", "")
 	set.StringVar(&f.options.Payload, "payload-kernel", "", "")
-	set.StringVar(&f.options.PayloadDir, "payload", "build/amd64/payload", "")
+	set.StringVar(&f.options.PayloadDir, "payload", "", "")
 	set.StringVar(&f.options.Trigger, "trigger", "", "")
 	set.StringVar(&f.handover, "handover", "vmcore", "")
-	set.StringVar(&f.firmware, "firmware", "direct", "")
+	set.StringVar(&f.options.Firmware, "firmware", "", "")
 	set.IntVar(&f.options.Cycles, "cycles", 0, "")
 	set.StringVar(&f.options.Out, "out", "", "")
 	set.BoolVar(&f.options.Keep, "keep", false, "")
+	set.StringVar(&f.vmcore, "vmcore", "", "")
 	set.DurationVar(&f.timeout, "timeout", 20*time.Minute, "")
 	if err := set.Parse(args[1:]); err != nil {
 		return "", f, err
@@ -85,18 +89,21 @@ func parse(args []string) (verb string, f flags, err error) {
 	switch {
 	case set.NArg() > 0:
 		return "", f, fmt.Errorf("what is %q?", set.Arg(0))
-	case f.arch != "amd64":
-		return "", f, fmt.Errorf("--arch %s: only amd64 so far", f.arch)
 	case f.handover != "vmcore":
 		return "", f, fmt.Errorf("--handover %s: only vmcore so far", f.handover)
 	case (f.options.Kernel == "") != (f.options.Modules == ""):
 		return "", f, errors.New("--kernel and --modules go together")
 	case f.options.Payload != "" && f.options.Payload != "own" && f.options.Payload != "stock":
 		return "", f, fmt.Errorf("--payload-kernel %s: want own or stock", f.options.Payload)
-	case f.firmware != "direct":
-		return "", f, fmt.Errorf("--firmware %s: only direct so far", f.firmware)
 	}
-	if _, err := story.Find(f.story); err != nil {
+	if verb == "demo" {
+		f.story, f.options.Payload = "stock", "stock"
+	}
+	s, err := story.Find(f.story)
+	if err != nil {
+		return "", f, err
+	}
+	if err := story.Check(s, f.options); err != nil {
 		return "", f, err
 	}
 	if f.mem != "" {
@@ -126,14 +133,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch verb {
 	case "list":
 		for _, s := range story.Stories {
-			fmt.Fprintf(stdout, "%-9s %s\n", s.Name, s.Tells)
+			tells := s.Tells
+			if len(s.Arches) > 0 {
+				tells += " (" + strings.Join(s.Arches, ", ") + " only)"
+			}
+			fmt.Fprintf(stdout, "%-9s %s\n", s.Name, tells)
 		}
 		return 0
-	case "run":
-		return fail(stderr, runStory(ctx, f, stdout))
-	case "demo":
-		f.story, f.options.Payload = "stock", "stock"
-		return fail(stderr, runStory(ctx, f, stdout))
+	case "run", "demo":
+		return fail(stderr, runStory(ctx, verb, f, stdout))
 	case "bench":
 		return fail(stderr, bench(ctx, f, stdout))
 	}
@@ -149,13 +157,20 @@ func fail(stderr io.Writer, err error) int {
 	return 0
 }
 
-func runStory(ctx context.Context, f flags, stdout io.Writer) error {
+func runStory(ctx context.Context, verb string, f flags, stdout io.Writer) error {
 	s, err := story.Find(f.story)
 	if err != nil {
 		return err
 	}
 	if f.options.Out == "" {
-		f.options.Out = filepath.Join("build", s.Name)
+		name := s.Name
+		if verb == "demo" {
+			name = "demo"
+		}
+		if f.options.Arch != "amd64" {
+			name += "-" + f.options.Arch
+		}
+		f.options.Out = filepath.Join("build", name)
 	}
 	report, err := story.Run(ctx, s, f.options)
 	if err != nil {

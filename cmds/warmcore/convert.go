@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/convert"
+	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
+)
+
+// dumpFlags are the flags of verbs that write a dump.
+type dumpFlags struct {
+	format, compress              string
+	level, effort, workers, split int
+	flattened, sha256             bool
+}
+
+// register adds the flags; level is the default dump level.
+func (d *dumpFlags) register(f *flag.FlagSet, level int) {
+	f.StringVar(&d.format, "format", "kdump", "`FORMAT` of the dump: kdump, or elf")
+	f.StringVar(&d.compress, "compress", "zstd", "how to compress the pages of a kdump dump: `METHOD` is zstd, zlib, snappy or none")
+	f.IntVar(&d.effort, "level", 0, "compression level `N`: 1, the fastest, to 22 (default 1)")
+	f.IntVar(&d.level, "dump-level", level, "what to leave out, as makedumpfile -d: the sum `N` of\n1 zeroes, 2 page cache, 4 page cache with private data, 8 memory of processes, 16 free pages")
+	f.IntVar(&d.level, "d", level, "the same as -dump-level")
+	f.IntVar(&d.workers, "workers", 0, "how many pages `N` to compress at a time (default: one for each CPU)")
+	f.IntVar(&d.split, "split", 1, "write the kdump dump in `N` files, with .1, .2 and so on behind the name")
+	f.BoolVar(&d.flattened, "flattened", false, "write makedumpfile's flattened form")
+	f.BoolVar(&d.sha256, "sha256", false, "compute the checksum of each whole dump file, too: it is read again, by one CPU")
+}
+
+func (d *dumpFlags) options() (o agent.DumpOptions, err error) {
+	o = agent.DumpOptions{
+		Effort: d.effort, Level: d.level, Workers: d.workers, Split: d.split, Flattened: d.flattened, SHA256: d.sha256,
+	}
+	if o.Format, err = convert.ParseFormat(d.format); err != nil {
+		return agent.DumpOptions{}, &usageError{err.Error()}
+	}
+	if o.Codec, err = kdump.ParseCodec(d.compress); err != nil {
+		return agent.DumpOptions{}, &usageError{err.Error()}
+	}
+	if d.workers < 0 || d.effort < 0 || d.effort > kdump.MaxLevel {
+		return agent.DumpOptions{}, &usageError{fmt.Sprintf("%d workers, compression level %d: want at least 0, and 0 to %d", d.workers, d.effort, kdump.MaxLevel)}
+	}
+	return o, nil
+}
+
+// usageError is a flag's value that makes no sense.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+func saveDump(c *call) error {
+	o := agent.SaveOptions{Stdout: c.stdout}
+	if len(c.args) > 0 {
+		o.Target = c.args[0]
+	}
+	var err error
+	if o.DumpOptions, err = c.dump.options(); err != nil {
+		return err
+	}
+	m, err := c.system.Save(o)
+	if err != nil {
+		return err
+	}
+	if o.Target == agent.Stdout {
+		c.stdout = c.stderr // the dump went there
+		return c.print(m, "written, but not known to be saved: "+m.Summary())
+	}
+	return c.print(m, "saved: "+m.Summary())
+}
+
+func convertDump(c *call) error {
+	if len(c.args) < 2 {
+		return &usageError{"want the dump, all files of it, and the name of a new file"}
+	}
+	last := len(c.args) - 1
+	o := agent.ConvertOptions{In: c.args[:last], Out: c.args[last], Stdout: c.stdout}
+	var err error
+	if o.DumpOptions, err = c.dump.options(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	done, err := c.system.Convert(ctx, o)
+	if err != nil {
+		return err
+	}
+	if o.Out == agent.Stdout {
+		c.stdout = c.stderr
+	}
+	return c.print(done, "converted: "+done.Summary())
+}

@@ -1,0 +1,410 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/convert"
+	"github.com/warmcore/warmcore/pkg/dumpfilter"
+	"github.com/warmcore/warmcore/pkg/oldmem"
+	"github.com/warmcore/warmcore/pkg/phys"
+	corefile "github.com/warmcore/warmcore/pkg/vmcore" // tests here have a function vmcore
+	"github.com/warmcore/warmcore/pkg/vmcore/checksum"
+	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
+	"github.com/warmcore/warmcore/pkg/vmcore/flattened"
+	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
+)
+
+// DumpOptions says what kind of dump to write.
+type DumpOptions struct {
+	Format    convert.Format
+	Codec     kdump.Codec // of kdump files
+	Effort    int         // compression level, see kdump.NewEncoder
+	Level     int         // dump level: what to leave out, 0 to 31
+	Workers   int         // 0: one per CPU
+	Split     int         // into so many files; 0 and 1: one
+	Flattened bool        // makedumpfile's form for pipes
+	SHA256    bool        // of each whole file, too: reads it again, on one CPU
+}
+
+// maxSplit caps DumpOptions.Split.
+const maxSplit = 256
+
+func (o DumpOptions) check() error {
+	switch {
+	case o.Split < 0 || o.Split > maxSplit:
+		return refuse("choose another number", "a dump in %d files: 1 to %d are possible", o.Split, maxSplit)
+	case o.Split > 1 && (o.Format != convert.KDump || o.Flattened):
+		return refuse("write kdump format, not flattened", "only kdump files can be split")
+	case o.Level < 0 || o.Level > 31:
+		return refuse("choose one from 0, all pages, to 31, the kernel's own pages only", "there is no dump level %d", o.Level)
+	}
+	return nil
+}
+
+// DumpInfo is what is in a dump that was written. Counts are pages.
+type DumpInfo struct {
+	Format      string `json:"format"`      // "kdump", "elf", and "flattened" behind it
+	Compression string `json:"compression"` // "none", "zlib", "snappy", "zstd"
+	Level       int    `json:"dump_level"`  // of all filters that it went through
+	PageSize    uint64 `json:"page_size"`   // bytes
+	Pages       uint64 `json:"pages"`       // of memory
+	Kept        uint64 `json:"kept"`
+	Zero        uint64 `json:"zero"`           // kept, and all zeroes
+	Incompress  uint64 `json:"incompressible"` // kept, and stored as they are
+	LeftOut     Counts `json:"left_out"`
+	Memory      uint64 `json:"memory_bytes"` // of the pages
+	Data        uint64 `json:"data_bytes"`   // that they take in the files
+}
+
+// Counts are pages that a filter left out, by its reason.
+type Counts struct {
+	Cache        uint64 `json:"cache"`
+	CachePrivate uint64 `json:"cache_private"`
+	User         uint64 `json:"user"`
+	Free         uint64 `json:"free"`
+	HWPoison     uint64 `json:"hwpoison"`
+	Offline      uint64 `json:"offline"`
+	Absent       uint64 `json:"absent"` // the source hadn't them either
+}
+
+// written is what came of writing a dump.
+type written struct {
+	info     DumpInfo
+	files    []File
+	missing  convert.Result // Unreadable, MoreUnreadable
+	warnings []string
+}
+
+// writer writes one dump into files that become visible when it is whole.
+type writer struct {
+	*System
+	DumpOptions
+	src     corefile.Dump
+	kernel  *vmcoreinfo.Info // nil where kernelErr says why
+	err     error
+	what    string // for progress
+	started time.Time
+	// final and incomplete are the files' names, without the number of a part.
+	final, incomplete string
+
+	files []*os.File
+	sums  []*checksum.Writer
+	flat  *flattened.Writer
+	done  convert.Progress
+}
+
+// name returns the name of part i.
+func (w *writer) name(base string, i int) string {
+	if w.Split > 1 {
+		return base + "." + strconv.Itoa(i+1)
+	}
+	return base
+}
+
+func (w *writer) parts() int { return max(w.Split, 1) }
+
+// errFull is a full disk; partial files are gone.
+type errFull struct {
+	err        error
+	done, need uint64
+}
+
+func (e *errFull) Error() string { return e.err.Error() }
+func (e *errFull) Unwrap() error { return e.err }
+
+// write writes the dump, syncs and checks it, and gives it its name.
+func (w *writer) write(ctx context.Context) (written, error) {
+	defer func() {
+		for _, f := range w.files {
+			f.Close()
+		}
+	}()
+	for i := range w.parts() {
+		if _, err := os.Lstat(w.name(w.final, i)); err == nil {
+			return written{}, refuse("give another name", "%s exists already", w.name(w.final, i))
+		}
+	}
+	var dst []io.WriterAt
+	for i := range w.parts() {
+		if err := w.create(w.name(w.incomplete, i)); err != nil {
+			return written{}, err
+		}
+		dst = append(dst, w.sums[i])
+	}
+	if w.Flattened {
+		flat, err := flattened.NewWriter(io.NewOffsetWriter(w.sums[0], 0))
+		if err != nil {
+			return written{}, w.failed(err)
+		}
+		w.flat = flat
+		dst[0] = &serial{dst: flat}
+	}
+	out, err := w.convert(ctx, dst)
+	if err == nil && w.flat != nil {
+		err = w.flat.Close()
+	}
+	if err != nil {
+		return written{}, w.failed(err)
+	}
+	for i, f := range w.files {
+		if err := f.Sync(); err != nil {
+			return written{}, w.failed(fmt.Errorf("sync %s: %w", f.Name(), err))
+		}
+		file, err := w.describe(i)
+		if err != nil {
+			return written{}, err
+		}
+		out.files = append(out.files, file)
+	}
+	if err := w.check(out.missing); err != nil {
+		return written{}, fmt.Errorf("check %s: %w", w.incomplete, err)
+	}
+	for i := range w.files {
+		if err := os.Rename(w.name(w.incomplete, i), w.name(w.final, i)); err != nil {
+			return written{}, err
+		}
+	}
+	return out, nil
+}
+
+// create makes a file. What an earlier try left behind is replaced.
+func (w *writer) create(name string) error {
+	if st, err := os.Lstat(name); err == nil && st.Mode().IsRegular() {
+		if err := os.Remove(name); err != nil {
+			return err
+		}
+	}
+	f, err := oldmem.Create(name)
+	if err != nil {
+		return err
+	}
+	w.files = append(w.files, f)
+	w.sums = append(w.sums, checksum.NewWriter(f))
+	return nil
+}
+
+// serial lets one goroutine at a time write.
+type serial struct {
+	mu  sync.Mutex
+	dst io.WriterAt
+}
+
+func (s *serial) WriteAt(p []byte, off int64) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dst.WriteAt(p, off)
+}
+
+// failed explains an error of writing. With a full disk it makes room: a part
+// of a dump is worth less than that the system can run.
+func (w *writer) failed(err error) error {
+	if !oldmem.Full(err) {
+		return err
+	}
+	var done uint64
+	for _, f := range w.files {
+		if st, err := f.Stat(); err == nil {
+			done += uint64(st.Size())
+		}
+		os.Remove(f.Name())
+	}
+	need := done
+	if w.done.Phase == convert.Writing && w.done.Done > 0 {
+		need = uint64(float64(done) / float64(w.done.Done) * float64(w.done.Total))
+	}
+	return &errFull{err, done, need}
+}
+
+// convert makes the filter and writes to dst.
+func (w *writer) convert(ctx context.Context, dst []io.WriterAt) (out written, err error) {
+	var filter convert.Filter
+	var pages *dumpfilter.Filter
+	info := w.src.Info()
+	if w.kernel == nil {
+		w.warn(&out, "no page is left out, because what the kernel says about its pages can't be read", w.err)
+	} else if pages, err = dumpfilter.New(w.src, w.kernel, info.Memory, dumpfilter.Level(w.Level)); err != nil {
+		w.warn(&out, "no page is left out", err)
+	} else {
+		filter = pages
+	}
+	level := w.Level
+	if filter == nil {
+		level = 0
+	}
+	level |= max(info.Level, 0)
+	r, err := convert.Convert(ctx, w.src, filter, dst, convert.Options{
+		Format: w.Format, Codec: w.Codec, Level: w.Effort, DumpLevel: level, Workers: w.Workers, NoHoles: w.Flattened,
+		Planned: w.planned,
+		Progress: func(p convert.Progress) {
+			w.done = p
+			what := w.what
+			if p.Phase == convert.Scanning {
+				what += " (looking at pages)"
+			}
+			w.progress(Progress{What: what, Done: p.Done, Total: p.Total, Elapsed: w.now().Sub(w.started)})
+		},
+	})
+	if err != nil {
+		return written{}, err
+	}
+	if pages != nil {
+		for _, text := range pages.Warnings() {
+			w.warn(&out, text, nil)
+		}
+	}
+	for _, text := range r.Warnings {
+		w.warn(&out, text, nil)
+	}
+	out.missing = r
+	out.info = DumpInfo{
+		Format: w.Format.String(), Compression: w.Codec.String(), Level: level, PageSize: r.PageSize,
+		Pages: r.Pages, Kept: r.Kept, Zero: r.Zero, Incompress: r.Raw, Memory: r.Pages * r.PageSize, Data: r.Data,
+		LeftOut: Counts{r.Counts.Cache, r.Counts.CachePrivate, r.Counts.User, r.Counts.Free, r.Counts.HWPoison, r.Counts.Offline, r.Absent},
+	}
+	if w.Format == convert.ELF {
+		out.info.Compression = kdump.Codec(0).String()
+	}
+	if w.Flattened {
+		out.info.Format += dumpfile.FormatFlattened
+	}
+	return out, nil
+}
+
+func (w *writer) warn(out *written, what string, err error) {
+	if err != nil {
+		what = fmt.Sprintf("%s: %v", what, err)
+	}
+	w.log().Warn(what)
+	out.warnings = append(out.warnings, what)
+}
+
+// planned warns if the dump may not fit.
+func (w *writer) planned(r convert.Result) error {
+	if w.final == "" {
+		return nil
+	}
+	need := r.Kept * r.PageSize
+	if free, err := oldmem.Free(filepath.Dir(w.final)); err == nil && free < need {
+		w.log().Warn("the dump may not fit, unless it compresses well", "free", phys.FormatSize(free), "to save", phys.FormatSize(need))
+	}
+	return nil
+}
+
+// describe returns what the manifest says about part i.
+func (w *writer) describe(i int) (File, error) {
+	f := w.files[i]
+	st, err := f.Stat()
+	if err != nil {
+		return File{}, err
+	}
+	sums, err := w.sums[i].Sums(st.Size())
+	if err != nil {
+		return File{}, fmt.Errorf("sum up %s: %w", f.Name(), err)
+	}
+	out := File{Name: filepath.Base(w.name(w.final, i)), Bytes: uint64(st.Size()), Written: uint64(w.sums[i].Written()), CRC32C: &sums}
+	if w.SHA256 {
+		h := sha256.New()
+		if _, err := io.Copy(h, io.NewSectionReader(f, 0, st.Size())); err != nil {
+			return File{}, fmt.Errorf("read back %s: %w", f.Name(), err)
+		}
+		out.SHA256 = hex.EncodeToString(h.Sum(nil))
+	}
+	return out, nil
+}
+
+// samples is how many pages of a dump are read back, tries how many places are
+// looked at for them.
+const (
+	samples = 64
+	tries   = 16 * samples
+)
+
+// check opens what was written as any reader would, and reads samples of the
+// memory, which must be what the source says.
+func (w *writer) check(r convert.Result) error {
+	var files []dumpfile.File
+	for _, f := range w.files {
+		st, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		files = append(files, dumpfile.File{ReaderAt: f, Size: st.Size()})
+	}
+	got, err := dumpfile.Join(files...)
+	if err != nil {
+		return err
+	}
+	want := w.src.Info()
+	switch info := got.Info(); {
+	case info.Incomplete:
+		return errors.New("it says that it is incomplete")
+	case !bytes.Equal(info.Notes, want.Notes):
+		return fmt.Errorf("it has %d bytes of notes, which are not the %d of the dump", len(info.Notes), len(want.Notes))
+	case !bytes.Equal(info.VMCOREINFO, want.VMCOREINFO):
+		return errors.New("its VMCOREINFO is another one")
+	}
+	pager, ok := got.(corefile.Pager)
+	if !ok || r.Kept == 0 || r.Blank > 0 {
+		return nil
+	}
+	a, b := make([]byte, r.PageSize), make([]byte, r.PageSize)
+	bad := phys.NewSet(r.Unreadable...)
+	left := samples
+	for n := 0; n < tries && left > 0; n++ {
+		page, ok := samplePage(want.Memory, r.PageSize, pager)
+		if !ok || bad.Overlaps(page) || r.MoreUnreadable > 0 || !want.Memory.Contains(page) {
+			continue
+		}
+		if err := w.src.ReadPhys(a, page.Start); err != nil {
+			return fmt.Errorf("read page %#x of the source again: %w", page.Start, err)
+		}
+		if err := got.ReadPhys(b, page.Start); err != nil {
+			return fmt.Errorf("read back page %#x: %w", page.Start, err)
+		}
+		if !bytes.Equal(a, b) {
+			return fmt.Errorf("page %#x differs from the source's", page.Start)
+		}
+		left--
+	}
+	return nil
+}
+
+// maxSearch is how many pages from a place on are looked at to find one that a
+// dump holds.
+const maxSearch = 64
+
+// samplePage returns a page that the dump holds, at or behind a random place.
+func samplePage(memory phys.Set, size uint64, pager corefile.Pager) (phys.Range, bool) {
+	at := rand.Uint64N(memory.Size())
+	i := 0
+	for ; at >= memory[i].Size(); i++ {
+		at -= memory[i].Size()
+	}
+	addr := phys.AlignDown(memory[i].Start+at, size)
+	for range maxSearch {
+		if addr >= memory[i].End {
+			if i++; i == len(memory) {
+				return phys.Range{}, false
+			}
+			addr = phys.AlignDown(memory[i].Start, size)
+		}
+		if pager.Holds(addr / size) {
+			return phys.Range{Start: addr, End: addr + size}, true
+		}
+		addr += size
+	}
+	return phys.Range{}, false
+}

@@ -1,0 +1,253 @@
+// Package convert writes dumps: it reads the memory of a source, leaves out
+// the pages that a filter names, compresses the rest with several workers, and
+// writes a kdump-compressed or an ELF file.
+//
+// It goes over the source twice. The first pass asks the filter about all
+// pages, because the format puts what belongs to a page in front of the data of
+// all pages; only which pages are kept stays in memory, compressed. The second
+// reads, compresses and writes what is kept. There is no thread for reading or
+// writing: a worker takes the next batch of pages, reads and compresses it, and
+// whoever completes the oldest batch gives offsets to those that are ready;
+// what has an offset is written by whoever is free. A worker without anything
+// to do sleeps, so that more workers than CPUs cost nothing.
+//
+// Invariants: pages are in the file in the order of their addresses, whatever
+// the number of workers, so that the same source gives the same file; each
+// page is read once and copied before it is looked at, for the memory of a
+// machine whose devices were not stopped may change; a page that can't be read
+// is left out and named in the result, never the end; the memory that is taken
+// is that of the batches, which are a few for each worker, and of the page map;
+// the headers are written last, so that what an error or a kill leaves behind
+// is no dump.
+package convert
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"github.com/warmcore/warmcore/pkg/dumpfilter"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcore"
+	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
+)
+
+var le = binary.LittleEndian
+
+// Filter says which pages to leave out; a *dumpfilter.Filter is one.
+type Filter interface {
+	// Drop sets bit i%64 of dst[i/64] if page first+i is to be left out, for
+	// all i below n. It is called by several goroutines at once.
+	Drop(dst []uint64, first, n uint64) (dumpfilter.Counts, error)
+}
+
+// Format is what is written.
+type Format int
+
+// Formats.
+const (
+	KDump Format = iota // kdump-compressed, in one file or several
+	ELF                 // ELF core file
+)
+
+func (f Format) String() string {
+	if f == ELF {
+		return "elf"
+	}
+	return "kdump"
+}
+
+// ParseFormat returns the format that String prints as name.
+func ParseFormat(name string) (Format, error) {
+	for _, f := range []Format{KDump, ELF} {
+		if f.String() == name {
+			return f, nil
+		}
+	}
+	return 0, fmt.Errorf("format %q, want kdump or elf", name)
+}
+
+// Options of Convert.
+type Options struct {
+	Format Format
+	// Codec and Level are of kdump files: how pages are compressed, see
+	// kdump.NewEncoder.
+	Codec kdump.Codec
+	Level int
+	// DumpLevel is what a kdump file says about itself. Pages of zeroes are in
+	// the file whatever it is: they cost a page descriptor, or a hole.
+	DumpLevel int
+	// Workers is how many goroutines work; 0 for one per CPU.
+	Workers int
+	// NoHoles writes zeroes that could be holes of the file: the flattened
+	// form has none.
+	NoHoles bool
+	// Planned is called between the passes with what is known then: Pages,
+	// Dropped, Counts, and Kept, of which some may turn out to be unreadable.
+	// Its error ends the conversion before anything is written.
+	Planned func(Result) error
+	// Progress is called now and then, by any goroutine, but one at a time.
+	Progress func(Progress)
+}
+
+// Phase is a pass over the source.
+type Phase int
+
+// Phases.
+const (
+	Scanning Phase = iota // asking the filter
+	Writing
+)
+
+// Progress is how far a phase is, in bytes of memory.
+type Progress struct {
+	Phase       Phase
+	Done, Total uint64
+}
+
+// maxUnreadable is how many ranges that can't be read are listed.
+const maxUnreadable = 4096
+
+// Result is what Convert did. Counts are pages.
+type Result struct {
+	PageSize uint64
+	Pages    uint64 // of memory
+	Dropped  uint64 // by the filter
+	Counts   dumpfilter.Counts
+	Absent   uint64 // the source knows of them, but doesn't have them
+	Kept     uint64 // in the file, those of zeroes included
+	Blank    uint64 // left out, but zero in an ELF file instead
+	Zero     uint64 // of Kept, that are all zeroes
+	Filled   uint64 // all of whose 64-bit words are the same, zeroes not included
+	Raw      uint64 // that did not get smaller
+	// Unreadable is memory that could not be read and is not in a kdump file,
+	// or zero in an ELF file. MoreUnreadable counts pages behind the last
+	// range that is listed.
+	Unreadable     []phys.Range
+	MoreUnreadable uint64
+	// Data is the bytes of the pages in the files, Size is the files' sizes.
+	Data     uint64
+	Size     uint64
+	Warnings []string
+}
+
+// job is one call of Convert.
+type job struct {
+	Options
+	ctx    context.Context
+	src    vmcore.Dump
+	info   *vmcore.Info
+	pager  vmcore.Pager // nil if src is none
+	filter Filter
+	keep   keepMap
+	out    output
+
+	mu     sync.Mutex // of what follows
+	result Result
+}
+
+// Convert writes the memory of src, without the pages that filter names (nil:
+// all of it), to dst, whose files must be empty. There are several for a split
+// kdump file. The result is valid without an error only; what is in dst with
+// one is no dump.
+func Convert(ctx context.Context, src vmcore.Dump, filter Filter, dst []io.WriterAt, o Options) (Result, error) {
+	r, err := convert(ctx, src, filter, dst, o)
+	if err != nil {
+		return Result{}, fmt.Errorf("write %v dump: %w", o.Format, err)
+	}
+	return r, nil
+}
+
+func convert(ctx context.Context, src vmcore.Dump, filter Filter, dst []io.WriterAt, o Options) (Result, error) {
+	if o.Workers <= 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	info := src.Info()
+	switch {
+	case len(dst) == 0 || len(dst) > 1 && o.Format != KDump:
+		return Result{}, fmt.Errorf("%d files, want one, or several in kdump format", len(dst))
+	case !vmcore.ValidPageSize(info.PageSize):
+		return Result{}, fmt.Errorf("page size %d", info.PageSize)
+	case len(info.Memory) == 0:
+		return Result{}, errors.New("the source describes no memory")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	j := &job{Options: o, ctx: ctx, src: src, info: info, filter: filter}
+	j.pager, _ = src.(vmcore.Pager)
+	j.result.PageSize = info.PageSize
+	if err := j.scan(); err != nil {
+		return Result{}, err
+	}
+	if o.Planned != nil {
+		planned := j.result
+		planned.Kept = j.keep.pages
+		if err := o.Planned(planned); err != nil {
+			return Result{}, err
+		}
+	}
+	open := j.openKDump
+	if o.Format == ELF {
+		open = j.openELF
+	}
+	if err := open(dst); err != nil {
+		return Result{}, err
+	}
+	if err := j.pump(); err != nil {
+		return Result{}, err
+	}
+	if err := j.out.finish(); err != nil {
+		return Result{}, err
+	}
+	return j.result, nil
+}
+
+// parallel runs worker in all goroutines and returns the first error, which
+// ends the others at their next look at the context.
+func (j *job) parallel(worker func() error) error {
+	ctx, cancel := context.WithCancelCause(j.ctx)
+	defer cancel(nil)
+	outer := j.ctx
+	j.ctx = ctx
+	var wg sync.WaitGroup
+	for range j.Workers {
+		wg.Go(func() {
+			if err := worker(); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	j.ctx = outer
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+func (j *job) progress(p Progress) {
+	if j.Progress == nil {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	p.Done = min(p.Done, p.Total)
+	j.Progress(p)
+}
+
+// unreadable notes a page that could not be read.
+func (r *Result) unreadable(page phys.Range) {
+	n := len(r.Unreadable)
+	switch {
+	case n > 0 && r.Unreadable[n-1].End == page.Start:
+		r.Unreadable[n-1].End = page.End
+	case n == maxUnreadable:
+		r.MoreUnreadable++
+	default:
+		r.Unreadable = append(r.Unreadable, page)
+	}
+}

@@ -1,0 +1,125 @@
+package convert
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/vmcore"
+	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
+)
+
+// Fixed points of address spaces (see vmcoreinfo).
+const (
+	startKernelMap = 0xffffffff80000000 // __START_KERNEL_map of x86-64
+	unameField     = 65                 // __NEW_UTS_LEN + 1
+)
+
+// describe returns what the headers say about the source: what it says itself,
+// completed from its memory.
+func (j *job) describe() (info vmcore.Info, physBase uint64) {
+	info = *j.info
+	if info.CPUs == 0 {
+		for n, err := range vmcore.Notes(info.Notes) {
+			if err == nil && n.Type == elfcore.TypePRStatus && n.Name == elfcore.NameCore {
+				info.CPUs++
+			}
+		}
+	}
+	if info.Uname.Machine == "" {
+		info.Uname.Machine = vmcore.MachineName(info.Machine)
+	}
+	if info.VMCOREINFO == nil {
+		return info, 0
+	}
+	v, err := vmcoreinfo.Parse(info.VMCOREINFO)
+	if err != nil {
+		j.result.Warnings = append(j.result.Warnings, err.Error())
+		return info, 0
+	}
+	if info.Created == 0 {
+		info.Created = v.CrashTime
+	}
+	if u, err := j.uname(v); err == nil && info.Uname.Nodename == "" {
+		info.Uname = u
+	}
+	return info, kdump.PhysBase(v.Numbers)
+}
+
+// uname reads init_uts_ns.
+func (j *job) uname(v *vmcoreinfo.Info) (vmcore.Uname, error) {
+	virt, ok := v.Symbols["init_uts_ns"]
+	off, ok2 := v.Offsets["uts_namespace.name"]
+	if !ok || !ok2 {
+		return vmcore.Uname{}, errors.New("VMCOREINFO has no init_uts_ns")
+	}
+	b := make([]byte, 6*unameField)
+	if err := j.src.ReadPhys(b, imagePhys(v, virt+off)); err != nil {
+		return vmcore.Uname{}, err
+	}
+	var u vmcore.Uname
+	for i, name := range []*string{&u.Sysname, &u.Nodename, &u.Release, &u.Version, &u.Machine, &u.Domain} {
+		text, _, _ := bytes.Cut(b[i*unameField:(i+1)*unameField], []byte{0})
+		*name = string(text)
+	}
+	if u.Release != v.Release {
+		return vmcore.Uname{}, fmt.Errorf("init_uts_ns has release %q, want %q", u.Release, v.Release)
+	}
+	return u, nil
+}
+
+// imagePhys returns the physical address of a symbol of the kernel's image:
+// __phys_addr_symbol (arch/x86/mm/physaddr.c) or __kimg_to_phys
+// (arch/arm64/include/asm/memory.h), in v6.12.
+func imagePhys(v *vmcoreinfo.Info, virt uint64) uint64 {
+	if off, ok := v.Numbers["kimage_voffset"]; ok {
+		return virt - uint64(off)
+	}
+	return virt - startKernelMap + uint64(v.Numbers["phys_base"])
+}
+
+// loads returns the source's loads or, where a kdump file doesn't keep them,
+// new ones: all memory in the direct map, and the kernel's image.
+func (j *job) loads() ([]vmcore.Load, error) {
+	if len(j.info.Loads) > 0 {
+		return j.info.Loads, nil
+	}
+	var image []vmcore.Load
+	direct := func(uint64) uint64 { return 0 }
+	if v, err := vmcoreinfo.Parse(j.info.VMCOREINFO); err != nil {
+		j.warn("where the kernel mapped its memory is not known", err)
+	} else if m, err := mapping(j.src, v, j.info.Machine); err != nil {
+		j.warn("where the kernel mapped its memory is not known", err)
+	} else {
+		direct = func(addr uint64) uint64 { return m.DirectBase + addr }
+		if m.TextSize > 0 {
+			image = []vmcore.Load{{Virt: m.TextVirt, Phys: m.TextPhys, Size: m.TextSize}}
+		}
+	}
+	loads := image
+	for _, r := range j.info.Memory {
+		loads = append(loads, vmcore.Load{Virt: direct(r.Start), Phys: r.Start, Size: r.Size()})
+	}
+	return loads, nil
+}
+
+func (j *job) warn(what string, err error) {
+	j.result.Warnings = append(j.result.Warnings, fmt.Sprintf("%s: %v", what, err))
+}
+
+// mapping returns where a kernel mapped its memory.
+func mapping(src vmcore.Dump, v *vmcoreinfo.Info, machine uint16) (vmcoreinfo.Mapping, error) {
+	if machine != elfcore.MachineARM64 {
+		return vmcoreinfo.KernelMapping(src, v)
+	}
+	bits, ok := v.Numbers["VA_BITS"]
+	start, ok2 := v.Numbers["PHYS_OFFSET"]
+	if !ok || !ok2 || bits < 36 || bits > 52 {
+		return vmcoreinfo.Mapping{}, errors.New("VMCOREINFO has no VA_BITS or PHYS_OFFSET")
+	}
+	// PAGE_OFFSET since v5.4: the lowest address of the kernel's half
+	// (arch/arm64/include/asm/memory.h).
+	return vmcoreinfo.Mapping{DirectBase: -(uint64(1) << bits) - uint64(start)}, nil
+}

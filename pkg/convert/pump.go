@@ -68,7 +68,8 @@ type pump struct {
 	free   []*batch // that nobody uses
 	order  []*batch // taken and not yet placed, in the order of their pages
 	placed []*batch // to be written
-	done   uint64   // pages that are placed
+	idle   []*loader
+	done   uint64 // pages that are placed
 }
 
 // pump carries all kept pages from the source to the output.
@@ -102,10 +103,6 @@ func (p *pump) wakeAll() {
 
 // work is one worker.
 func (p *pump) work() error {
-	w, err := newWorker(p.job)
-	if err != nil {
-		return err
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
@@ -133,7 +130,7 @@ func (p *pump) work() error {
 			}
 			p.free = p.free[:len(p.free)-1]
 			p.order = append(p.order, b)
-			if err := p.unlocked(func() error { w.load(b); return nil }); err != nil {
+			if err := p.load(b); err != nil {
 				return err
 			}
 			b.ready = true
@@ -147,6 +144,28 @@ func (p *pump) work() error {
 			p.wake.Wait()
 		}
 	}
+}
+
+// load lets a loader read and encode a batch. There are as many loaders as ever
+// worked at a time: more workers than CPUs, which take turns, need few.
+func (p *pump) load(b *batch) error {
+	var l *loader
+	if n := len(p.idle); n > 0 {
+		l, p.idle = p.idle[n-1], p.idle[:n-1]
+	}
+	err := p.unlocked(func() (err error) {
+		if l == nil {
+			if l, err = newLoader(p.job); err != nil {
+				return err
+			}
+		}
+		l.load(b)
+		return nil
+	})
+	if err == nil {
+		p.idle = append(p.idle, l)
+	}
+	return err
 }
 
 func (p *pump) unlocked(f func() error) error {
@@ -208,8 +227,8 @@ func (p *pump) place() error {
 	return nil
 }
 
-// worker is what one goroutine has to itself.
-type worker struct {
+// loader is what one goroutine has to itself while it loads a batch.
+type loader struct {
 	*job
 	viewer vmcore.Viewer // nil if the source is none
 	encode func(b *batch, pfn uint64, page []byte)
@@ -217,35 +236,35 @@ type worker struct {
 	bad    []bool // pages of buf
 }
 
-func newWorker(j *job) (*worker, error) {
+func newLoader(j *job) (*loader, error) {
 	encode, err := j.out.encoder()
 	if err != nil {
 		return nil, err
 	}
 	size := max(readSize, j.info.PageSize)
-	w := &worker{job: j, encode: encode, buf: make([]byte, size), bad: make([]bool, size/j.info.PageSize)}
-	w.viewer, _ = j.src.(vmcore.Viewer)
-	return w, nil
+	l := &loader{job: j, encode: encode, buf: make([]byte, size), bad: make([]bool, size/j.info.PageSize)}
+	l.viewer, _ = j.src.(vmcore.Viewer)
+	return l, nil
 }
 
 // load reads a batch's pages and encodes them.
-func (w *worker) load(b *batch) {
-	size := w.info.PageSize
+func (l *loader) load(b *batch) {
+	size := l.info.PageSize
 	for _, r := range b.runs {
 		for r.n > 0 {
-			n := min(r.n, uint64(len(w.bad)))
-			w.read(w.buf[:n*size], r.first)
+			n := min(r.n, uint64(len(l.bad)))
+			l.read(l.buf[:n*size], r.first)
 			for i := range n {
 				pfn := r.first + i
-				page := w.buf[i*size:][:size]
-				if w.bad[i] {
+				page := l.buf[i*size:][:size]
+				if l.bad[i] {
 					b.count.unreadable(phys.Range{Start: pfn * size, End: (pfn + 1) * size})
-					if w.Format == KDump {
+					if l.Format == KDump {
 						continue
 					}
 					clear(page) // an ELF file has its place
 				}
-				w.encode(b, pfn, page)
+				l.encode(b, pfn, page)
 			}
 			r.first += n
 			r.n -= n
@@ -253,42 +272,42 @@ func (w *worker) load(b *batch) {
 	}
 }
 
-// read reads the pages from first on into buf, and notes in w.bad which ones
+// read reads the pages from first on into buf, and notes in l.bad which ones
 // can't be read.
-func (w *worker) read(buf []byte, first uint64) {
-	size := w.info.PageSize
-	clear(w.bad)
+func (l *loader) read(buf []byte, first uint64) {
+	size := l.info.PageSize
+	clear(l.bad)
 	all := phys.Range{Start: first * size, End: first*size + uint64(len(buf))}
 	var err error
-	if w.viewer != nil {
+	if l.viewer != nil {
 		n := 0
-		err = w.viewer.View(all, func(part []byte) { n += copy(buf[n:], part) })
+		err = l.viewer.View(all, func(part []byte) { n += copy(buf[n:], part) })
 		if err == nil && n < len(buf) {
 			err = io.ErrUnexpectedEOF
 		}
 	} else {
-		err = w.src.ReadPhys(buf, all.Start)
+		err = l.src.ReadPhys(buf, all.Start)
 	}
 	if err == nil {
 		return
 	}
-	for i := range w.bad[:uint64(len(buf))/size] {
+	for i := range l.bad[:uint64(len(buf))/size] {
 		at := all.Start + uint64(i)*size
-		w.bad[i] = w.readPage(buf[uint64(i)*size:][:size], phys.Range{Start: at, End: at + size}) != nil
+		l.bad[i] = l.readPage(buf[uint64(i)*size:][:size], phys.Range{Start: at, End: at + size}) != nil
 	}
 }
 
 // readPage reads one page. Of a page that is memory in part, the rest is zero.
-func (w *worker) readPage(page []byte, r phys.Range) error {
-	err := w.src.ReadPhys(page, r.Start)
+func (l *loader) readPage(page []byte, r phys.Range) error {
+	err := l.src.ReadPhys(page, r.Start)
 	var missing *vmcore.MissingError
 	if !errors.As(err, &missing) || missing.Reason != vmcore.Hole {
 		return err
 	}
 	clear(page)
-	for _, m := range overlapping(w.info.Memory, r) {
+	for _, m := range overlapping(l.info.Memory, r) {
 		m = m.Intersect(r)
-		if err := w.src.ReadPhys(page[m.Start-r.Start:][:m.Size()], m.Start); err != nil {
+		if err := l.src.ReadPhys(page[m.Start-r.Start:][:m.Size()], m.Start); err != nil {
 			return err
 		}
 	}

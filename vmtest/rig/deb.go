@@ -15,6 +15,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // CacheDir returns where downloads and what is unpacked of them are kept.
@@ -46,21 +49,80 @@ func parseURIs(out string) ([]archived, error) {
 	return all, nil
 }
 
+// apt are the arguments with which programs of apt act for a, in a release of
+// Debian or, if suite is empty, in what this host has. For another
+// architecture or release than the host's they have lists of their own in
+// cache, from the archives that the host uses, and leave the host's alone.
+func (a *Arch) apt(ctx context.Context, cache, suite string) ([]string, error) {
+	if a == Native && suite == "" {
+		return []string{"-qq"}, nil
+	}
+	dir := filepath.Join(cache, "apt", strings.TrimSuffix(a.Name+"-"+suite, "-"))
+	argv := []string{"-qq", "-o", "APT::Architecture=" + a.Name, "-o", "APT::Architectures=" + a.Name,
+		"-o", "Dir::State=" + filepath.Join(dir, "state"), "-o", "Dir::State::status=/dev/null", "-o", "Dir::Cache=" + dir}
+	for _, sub := range []string{"state/lists/partial", "archives/partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	// Stories run beside each other, and apt doesn't wait for apt.
+	stamp, err := os.OpenFile(filepath.Join(dir, "updated"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer stamp.Close()
+	if err := unix.Flock(int(stamp.Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", stamp.Name(), err)
+	}
+	if suite != "" {
+		site, err := archiveSite(ctx)
+		if err != nil {
+			return nil, err
+		}
+		sources := filepath.Join(dir, "sources.list")
+		line := fmt.Sprintf("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", site, suite)
+		if err := os.WriteFile(sources, []byte(line), 0o644); err != nil {
+			return nil, err
+		}
+		argv = append(argv, "-o", "Dir::Etc::sourcelist="+sources, "-o", "Dir::Etc::sourceparts=/dev/null")
+	}
+	fi, err := stamp.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() > 0 && time.Since(fi.ModTime()) < listsAge {
+		return argv, nil
+	}
+	if _, err := output(ctx, "apt-get", append(slices.Clone(argv), "update")...); err != nil {
+		return nil, err
+	}
+	_, err = stamp.WriteAt([]byte("updated\n"), 0)
+	return argv, err
+}
+
+// listsAge is how old lists of our own may be.
+const listsAge = 24 * time.Hour
+
 // Download returns the file of a Debian package in the version that the
-// archive has, as apt's lists on this host know it. A file in cache/debs with
-// the archive's hash isn't downloaded again.
-func Download(ctx context.Context, cache, pkg string) (string, error) {
-	paths, err := DownloadAll(ctx, cache, pkg)
+// archive has, as apt's lists know it. A file in cache/debs with the archive's
+// hash isn't downloaded again.
+func (a *Arch) Download(ctx context.Context, cache, pkg string) (string, error) {
+	paths, err := a.DownloadAll(ctx, cache, "", pkg)
 	if err != nil {
 		return "", err
 	}
 	return paths[0], nil
 }
 
-// DownloadAll is Download of several packages, in the order of pkgs. It starts
-// apt once: that takes a second each time.
-func DownloadAll(ctx context.Context, cache string, pkgs ...string) ([]string, error) {
-	out, err := output(ctx, "apt-get", append([]string{"-qq", "--print-uris", "download"}, pkgs...)...)
+// DownloadAll is Download of several packages, in the order of pkgs, from a
+// release of Debian or, if suite is empty, from the host's. It starts apt
+// once: that takes a second each time.
+func (a *Arch) DownloadAll(ctx context.Context, cache, suite string, pkgs ...string) ([]string, error) {
+	apt, err := a.apt(ctx, cache, suite)
+	if err != nil {
+		return nil, err
+	}
+	out, err := output(ctx, "apt-get", slices.Concat(apt, []string{"--print-uris", "download"}, pkgs)...)
 	if err != nil {
 		return nil, fmt.Errorf("find packages (has apt-get update run?): %w", err)
 	}
@@ -76,7 +138,7 @@ func DownloadAll(ctx context.Context, cache string, pkgs ...string) ([]string, e
 		}
 		path := filepath.Join(cache, "debs", offered[i].name)
 		if sum, err := fileSHA256(path); err != nil || sum != offered[i].sha256 {
-			if err := download(ctx, pkg, path, offered[i].sha256); err != nil {
+			if err := download(ctx, apt, pkg, path, offered[i].sha256); err != nil {
 				return nil, fmt.Errorf("download %s: %w", pkg, err)
 			}
 		}
@@ -86,7 +148,7 @@ func DownloadAll(ctx context.Context, cache string, pkgs ...string) ([]string, e
 }
 
 // download puts the file of a package, whose hash is want, at path.
-func download(ctx context.Context, pkg, path, want string) error {
+func download(ctx context.Context, apt []string, pkg, path, want string) error {
 	debs := filepath.Dir(path)
 	if err := os.MkdirAll(debs, 0o755); err != nil {
 		return err
@@ -96,7 +158,7 @@ func download(ctx context.Context, pkg, path, want string) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	cmd := exec.CommandContext(ctx, "apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", pkg)
+	cmd := exec.CommandContext(ctx, "apt-get", slices.Concat(apt, []string{"-o", "APT::Sandbox::User=root", "download", pkg})...)
 	cmd.Dir = tmp
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
@@ -125,11 +187,14 @@ func fileSHA256(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// CurrentKernelPackage returns the package that linux-image-amd64 stands for
-// today, such as linux-image-6.1.0-56-amd64.
-func CurrentKernelPackage(ctx context.Context) (string, error) {
-	const meta = "linux-image-amd64"
-	out, err := output(ctx, "apt-cache", "depends", "--important", meta)
+// KernelPackage returns the package that Debian's name for the architecture's
+// kernel stands for today, such as linux-image-6.1.0-56-amd64.
+func (a *Arch) KernelPackage(ctx context.Context, cache string) (string, error) {
+	apt, err := a.apt(ctx, cache, "")
+	if err != nil {
+		return "", err
+	}
+	out, err := output(ctx, "apt-cache", slices.Concat(apt, []string{"depends", "--important", a.kernel})...)
 	if err != nil {
 		return "", err
 	}
@@ -139,7 +204,7 @@ func CurrentKernelPackage(ctx context.Context) (string, error) {
 			return name, nil
 		}
 	}
-	return "", fmt.Errorf("apt-cache depends %s: no linux-image in %q", meta, out)
+	return "", fmt.Errorf("apt-cache depends %s: no linux-image in %q", a.kernel, out)
 }
 
 // output runs a program and returns its standard output; the error has its

@@ -21,12 +21,12 @@ import (
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
 )
 
-// Modules that the stories need, with what these depend on. Those that a
-// kernel has built in are left out.
+// Modules that the stories need on each architecture, beside its own, with
+// what these depend on. Those that a kernel has built in are left out.
 var Modules = []string{
-	"virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic", "crc32c_intel", // disk and port
-	"dax_hmem", "kmem", "device_dax", "dax_pmem", "nd_pmem", "nd_btt", "nd_e820", "libnvdimm", // preserved memory
-	"i6300esb", "msr",
+	"virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic", // disk and port
+	"kmem", "device_dax", "dax_pmem", "nd_pmem", "nd_btt", "libnvdimm", // preserved memory
+	"i6300esb",
 }
 
 // moduleIndex are the files beside modules.dep that modprobe reads.
@@ -38,7 +38,7 @@ var moduleIndex = []string{
 // Initrd is what goes into the initrd of the normal kernel.
 type Initrd struct {
 	Kernel  NormalKernel
-	Kmod    Kmod
+	Kmod    Programs
 	Init    string            // the guest program, see BuildGuest
 	Files   map[string]string // executables: path in the guest to path on the host
 	Padding int64             // bytes of a file that doesn't compress
@@ -60,7 +60,7 @@ func (i Initrd) Write(file string) (err error) {
 
 func (i Initrd) write(c *cpioWriter) error {
 	c.file("init", i.Init)
-	kmod, err := i.Kmod.files()
+	kmod, err := i.Kmod.files(kmodProgram)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (i Initrd) write(c *cpioWriter) error {
 	if err != nil {
 		return err
 	}
-	modules, err := closure(string(dep), string(builtin), Modules)
+	modules, err := closure(string(dep), string(builtin), slices.Concat(Modules, i.Kmod.Arch.modules))
 	if err != nil {
 		return err
 	}
@@ -162,13 +162,15 @@ var _ io.Reader = (*noise)(nil)
 const guestPackage = "github.com/warmcore/warmcore/vmtest/guest"
 
 // BuildGuest builds the guest program, static, into the file out.
-func BuildGuest(ctx context.Context, out string) error { return BuildProgram(ctx, guestPackage, out) }
+func (a *Arch) BuildGuest(ctx context.Context, out string) error {
+	return a.BuildProgram(ctx, guestPackage, out)
+}
 
 // BuildProgram builds a Go program of this module, static, for the normal
 // kernel's user space. It must run inside the module.
-func BuildProgram(ctx context.Context, pkg, out string) error {
+func (a *Arch) BuildProgram(ctx context.Context, pkg, out string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+a.Name)
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w: %s", pkg, err, b)
 	}

@@ -32,10 +32,16 @@ func probeFirmware() []byte {
 	return image
 }
 
-// ProbeKVM returns nil if KVM really runs a guest here: that /dev/kvm exists
-// says little where the host is a virtual machine itself. The processor is the
-// one that a Machine gets: some hosts run a simpler one and then fail.
-func ProbeKVM(ctx context.Context) error { return probe(ctx, KVM, hostCPU) }
+// ProbeKVM returns nil if KVM really runs a guest of a here: that /dev/kvm
+// exists says little where the host is a virtual machine itself. The processor
+// is the one that a Machine gets: some hosts run a simpler one and then fail.
+// There is no probe for arm64, so it is always emulated.
+func (a *Arch) ProbeKVM(ctx context.Context) error {
+	if a != AMD64 || a != Native {
+		return fmt.Errorf("probe kvm: no probe for %s on this host", a.Name)
+	}
+	return probe(ctx, KVM, hostCPU)
+}
 
 func probe(ctx context.Context, accel Accel, cpu string) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
@@ -50,7 +56,7 @@ func probe(ctx context.Context, accel Accel, cpu string) (err error) {
 		return err
 	}
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, DefaultQEMU, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
+	cmd := exec.CommandContext(ctx, AMD64.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
 		"-accel", string(accel), "-cpu", cpu, "-m", "16M", "-bios", bios, "-debugcon", "stdio")
 	cmd.Stderr = &stderr
 	stdout, err := cmd.StdoutPipe()

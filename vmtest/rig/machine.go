@@ -19,32 +19,36 @@ const (
 	KVM Accel = "kvm" // the host's processor; see ProbeKVM
 )
 
-// DefaultQEMU is the program that Options.QEMU names if it is empty.
-const DefaultQEMU = "qemu-system-x86_64"
-
-// DefaultCPU is the processor under TCG. Page tables have four levels because
-// a fifth makes emulation slower and shows nothing else.
-const DefaultCPU = "max,la57=off"
-
 // hostCPU is the processor with KVM.
 const hostCPU = "host"
 
-// Options describes a machine. Only Memory, CPUs and one of Kernel and BIOS
-// are needed.
+// Options describes a machine. Only Memory, CPUs and one of Kernel, BIOS and
+// Blobs are needed.
 type Options struct {
+	Arch   *Arch  // AMD64 if nil
 	Memory uint64 // bytes of RAM, whole mebibytes
 	CPUs   int
 	Accel  Accel  // TCG if empty
-	CPU    string // QEMU's -cpu; by default DefaultCPU, or host with KVM
-	QEMU   string // the program; DefaultQEMU if empty
+	CPU    string // QEMU's -cpu; by default the architecture's, or host with KVM
+	QEMU   string // the program, if not the architecture's
 
 	// Kernel is what QEMU starts at each reset: the payload as a PVH
 	// vmlinux with its initramfs inside, or a bzImage with Initrd and
 	// Append. QEMU puts Initrd at the top of low RAM at each reset, so a
 	// payload must not use it.
 	Kernel, Initrd, Append string
-	// BIOS is a firmware image instead of QEMU's SeaBIOS.
+	// BIOS is a firmware image, on amd64 instead of QEMU's SeaBIOS.
 	BIOS string
+	// Flash is the file of arm64's second flash chip, FlashSize bytes at
+	// FlashBase: where the firmware has its data.
+	Flash string
+	// Blobs are written to RAM at each reset, with no firmware. The first
+	// CPU then begins at Entry, in the state in which a reset leaves it.
+	Blobs []Blob
+	Entry uint64
+	// Hypervisor lets an arm64 machine have EL2 and begin there; firmware
+	// calls are then smc, not hvc.
+	Hypervisor bool
 	// Disk is a raw image, the guest's /dev/vda; none if empty.
 	Disk string
 	// Args are put behind all others.
@@ -53,6 +57,12 @@ type Options struct {
 	// Reproduce is the command line that runs the story again, for
 	// failures.
 	Reproduce string
+}
+
+// Blob is a file and the physical address that it is loaded to.
+type Blob struct {
+	File string
+	Addr uint64
 }
 
 // paths are the files through which the rig and one QEMU process talk.
@@ -80,14 +90,25 @@ func (o Options) check() error {
 		return fmt.Errorf("machine: memory of %d bytes isn't a multiple of 1 MiB", o.Memory)
 	case o.CPUs < 1:
 		return fmt.Errorf("machine: %d CPUs", o.CPUs)
-	case o.Kernel == "" && o.BIOS == "":
+	case o.Kernel == "" && o.BIOS == "" && len(o.Blobs) == 0:
 		return fmt.Errorf("machine: neither kernel nor firmware")
+	case len(o.Blobs) > 0 && (o.Kernel != "" || o.BIOS != ""):
+		return fmt.Errorf("machine: blobs beside a kernel or firmware")
+	case (o.Flash != "" || o.Hypervisor) && o.arch() != ARM64:
+		return fmt.Errorf("machine: flash and hypervisor are arm64's")
 	case o.Kernel == "" && (o.Initrd != "" || o.Append != ""):
 		return fmt.Errorf("machine: initrd or append without a kernel")
 	case o.Accel != "" && o.Accel != TCG && o.Accel != KVM:
 		return fmt.Errorf("machine: accelerator %q is neither %s nor %s", o.Accel, TCG, KVM)
 	}
-	for _, s := range []string{o.Kernel, o.Initrd, o.BIOS, o.Disk} {
+	files := []string{o.Kernel, o.Initrd, o.BIOS, o.Disk, o.Flash}
+	for _, b := range o.Blobs {
+		if _, ok := o.arch().Offset(o.Memory, b.Addr); !ok {
+			return fmt.Errorf("machine: %s at %#x: %w", b.File, b.Addr, ErrNotRAM)
+		}
+		files = append(files, b.File)
+	}
+	for _, s := range files {
 		// QEMU's option syntax splits at a comma; doubling it is not
 		// understood everywhere.
 		if strings.Contains(s, ",") {
@@ -97,23 +118,44 @@ func (o Options) check() error {
 	return nil
 }
 
+// arch returns the architecture.
+func (o Options) arch() *Arch {
+	if o.Arch == nil {
+		return AMD64
+	}
+	return o.Arch
+}
+
+// hardware are the arguments that make the device tree of a machine what it is.
+func (o Options) hardware() []string {
+	machine := o.arch().machine
+	if o.Hypervisor {
+		machine += ",virtualization=on"
+	}
+	argv := []string{or(o.QEMU, o.arch().qemu),
+		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"}
+	if o.Accel == KVM {
+		argv = append(argv, "-accel", "kvm", "-cpu", or(o.CPU, hostCPU))
+	} else {
+		argv = append(argv, "-accel", "tcg,thread=multi", "-cpu", or(o.CPU, o.arch().cpu))
+	}
+	if o.BIOS != "" { // virt has another power button for firmware
+		argv = append(argv, "-bios", o.BIOS)
+	}
+	return append(argv,
+		"-smp", strconv.Itoa(o.CPUs), "-m", strconv.FormatUint(o.Memory/phys.MiB, 10)+"M",
+		"-machine", machine)
+}
+
 // argv returns QEMU's command line. It reads and writes nothing.
 func (o Options) argv(p paths) ([]string, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	argv := []string{or(o.QEMU, DefaultQEMU),
-		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
-		"-machine", "q35,memory-backend=ram"}
-	if o.Accel == KVM {
-		argv = append(argv, "-accel", "kvm", "-cpu", or(o.CPU, hostCPU))
-	} else {
-		argv = append(argv, "-accel", "tcg,thread=multi", "-cpu", or(o.CPU, DefaultCPU))
-	}
-	mem := strconv.FormatUint(o.Memory/phys.MiB, 10) + "M"
+	argv := o.hardware()
+	argv[len(argv)-1] += ",memory-backend=ram"
 	argv = append(argv,
-		"-smp", strconv.Itoa(o.CPUs), "-m", mem,
-		"-object", "memory-backend-file,id=ram,share=on,size="+mem+",mem-path="+p.ram,
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,share=on,size=%dM,mem-path=%s", o.Memory/phys.MiB, p.ram),
 		// The rig starts the CPUs when it listens, and decides what
 		// follows a reset.
 		"-S", "-action", "reboot=shutdown,shutdown=pause,panic=pause,watchdog=reset",
@@ -124,13 +166,19 @@ func (o Options) argv(p paths) ([]string, error) {
 		"-chardev", socketDev(p, socketPayload), "-device", "virtserialport,chardev=payload,name="+wire.PayloadPort,
 		"-device", "i6300esb",
 	)
-	if o.BIOS != "" {
-		argv = append(argv, "-bios", o.BIOS)
-	}
 	for _, f := range []struct{ flag, value string }{{"-kernel", o.Kernel}, {"-initrd", o.Initrd}, {"-append", o.Append}} {
 		if f.value != "" {
 			argv = append(argv, f.flag, f.value)
 		}
+	}
+	if o.Flash != "" {
+		argv = append(argv, "-drive", "if=pflash,unit=1,format=raw,readonly=on,file="+o.Flash)
+	}
+	for _, b := range o.Blobs {
+		argv = append(argv, "-device", fmt.Sprintf("loader,file=%s,addr=%#x,force-raw=on", b.File, b.Addr))
+	}
+	if len(o.Blobs) > 0 {
+		argv = append(argv, "-device", fmt.Sprintf("loader,addr=%#x,cpu-num=0", o.Entry))
 	}
 	if o.Disk != "" {
 		// A machine that is lost may lose its disk too: unsafe is
@@ -152,34 +200,4 @@ func or(s, otherwise string) string {
 		return otherwise
 	}
 	return s
-}
-
-// q35 splits RAM that is larger than lowIfSplit into 2 GiB at 0 and the rest
-// at 4 GiB (pc_q35_init in QEMU 7.2, hw/i386/pc_q35.c). The RAM file has no
-// hole.
-const (
-	lowIfSplit = 0xb0000000
-	lowSplit   = 2 * phys.GiB
-	highStart  = 4 * phys.GiB
-)
-
-// RAM returns where a q35 machine with memory bytes of RAM has it. The part
-// of it at 640 KiB to 1 MiB is hidden behind video memory and firmware.
-func RAM(memory uint64) phys.Set {
-	if memory < lowIfSplit {
-		return phys.NewSet(phys.Range{End: memory})
-	}
-	return phys.NewSet(phys.Range{End: lowSplit}, phys.Range{Start: highStart, End: highStart + memory - lowSplit})
-}
-
-// Offset returns where the byte at physical address addr is in the RAM file of
-// a q35 machine with memory bytes of RAM; ok is false where there is no RAM.
-func Offset(memory, addr uint64) (off uint64, ok bool) {
-	for _, r := range RAM(memory) {
-		if addr >= r.Start && addr < r.End {
-			return off + addr - r.Start, true
-		}
-		off += r.Size()
-	}
-	return 0, false
 }

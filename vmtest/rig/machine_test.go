@@ -30,7 +30,7 @@ func TestArgv(t *testing.T) {
 			"-kernel", "vmlinux",
 		}},
 		{"firmware, disk, KVM", Options{Memory: phys.MiB, CPUs: 1, Accel: KVM, QEMU: "q", BIOS: "rom", Disk: "d", Args: []string{"-x"}}, []string{
-			"q", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", "1M", "-bios", "rom",
+			"q", "-accel", "kvm", "-cpu", "host", "-bios", "rom", "-smp", "1", "-m", "1M",
 			"if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file=d", "-x",
 		}},
 		{"normal kernel", Options{Memory: phys.MiB, CPUs: 1, CPU: "qemu64", Kernel: "k", Initrd: "i", Append: "a b"}, []string{
@@ -94,7 +94,7 @@ func TestOffset(t *testing.T) {
 		{"6 GiB, behind", 6 * phys.GiB, 8 * phys.GiB, 0, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got, ok := Offset(tt.memory, tt.addr); got != tt.want || ok != tt.ok {
+			if got, ok := AMD64.Offset(tt.memory, tt.addr); got != tt.want || ok != tt.ok {
 				t.Errorf("Offset(%#x, %#x) = %#x, %v; want %#x, %v", tt.memory, tt.addr, got, ok, tt.want, tt.ok)
 			}
 		})

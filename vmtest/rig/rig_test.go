@@ -15,21 +15,21 @@ import (
 )
 
 // normalKernel returns today's Debian kernel and kmod.
-func normalKernel(ctx context.Context, t *testing.T) (NormalKernel, Kmod) {
+func normalKernel(ctx context.Context, t *testing.T, arch *Arch) (NormalKernel, Programs) {
 	t.Helper()
 	cache, err := CacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	pkg, err := CurrentKernelPackage(ctx)
+	pkg, err := arch.KernelPackage(ctx, cache)
 	if err != nil {
 		t.Fatal(err)
 	}
-	deb, err := Download(ctx, cache, pkg)
+	deb, err := arch.Download(ctx, cache, pkg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	kmod, err := OpenKmod(ctx, cache)
+	kmod, err := arch.OpenKmod(ctx, cache)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,6 +43,12 @@ func normalKernel(ctx context.Context, t *testing.T) (NormalKernel, Kmod) {
 // TestRig takes a Debian kernel that QEMU starts directly through a crash: it
 // shows that the rig itself works, without a payload.
 func TestRig(t *testing.T) {
+	for _, arch := range arches {
+		t.Run(arch.Name, func(t *testing.T) { testRig(t, arch) })
+	}
+}
+
+func testRig(t *testing.T, arch *Arch) {
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	dir := t.TempDir()
@@ -58,10 +64,10 @@ func TestRig(t *testing.T) {
 		}
 	}
 
-	kernel, kmod := normalKernel(ctx, t)
+	kernel, kmod := normalKernel(ctx, t, arch)
 	took("kernel " + kernel.Release)
 	init, initrd, image := filepath.Join(dir, "init"), filepath.Join(dir, "initrd"), filepath.Join(dir, "disk")
-	must(BuildGuest(ctx, init))
+	must(arch.BuildGuest(ctx, init))
 	must(Initrd{Kernel: kernel, Kmod: kmod, Init: init}.Write(initrd))
 	took("guest and initrd")
 	disk := Disk{Release: kernel.Release, Image: kernel.Image, Initrd: initrd, Files: map[string][]byte{HostnamePath: []byte("rig\n")}}
@@ -69,8 +75,8 @@ func TestRig(t *testing.T) {
 	took("disk")
 
 	m, err := Start(ctx, Options{
-		Memory: 768 * phys.MiB, CPUs: 2, Kernel: kernel.Image, Initrd: initrd, Disk: image,
-		Append:    "console=ttyS0 panic=-1 quiet unknown_nmi_panic",
+		Arch: arch, Memory: 768 * phys.MiB, CPUs: 2, Kernel: kernel.Image, Initrd: initrd, Disk: image,
+		Append:    "panic=-1 quiet unknown_nmi_panic console=" + arch.Console,
 		Reproduce: "go test ./vmtest/rig -run 'TestRig$'",
 	}, dir)
 	must(err)
@@ -118,7 +124,7 @@ func TestRig(t *testing.T) {
 	truth, err := m.CopyRAM(ctx)
 	must(err)
 	took("copy of the RAM")
-	checkPainting(ctx, t, "truth", p, truth, RAM(truth.Memory))
+	checkPainting(ctx, t, "truth", p, truth, truth.RAM())
 
 	// A page changed behind the guest's back is found, and only that.
 	painted, err := p.Memory()
@@ -126,7 +132,7 @@ func TestRig(t *testing.T) {
 	must(m.Poke(painted[0].Start+100, []byte("poked")))
 	now, err := m.CopyRAM(ctx)
 	must(err)
-	c, err := p.Compare(ctx, now, RAM(now.Memory), nil)
+	c, err := p.Compare(ctx, now, now.RAM(), nil)
 	must(err)
 	if c.Wrong != 1 || c.FirstWrong[0] != painted[0].Start {
 		t.Errorf("after a poke at %#x: %v; want that page wrong", painted[0].Start+100, c)
@@ -145,7 +151,7 @@ func TestRig(t *testing.T) {
 	must(m.Pause(ctx))
 	after, err := m.CopyRAM(ctx)
 	must(err)
-	kept, err := p.Compare(ctx, after, RAM(after.Memory), nil)
+	kept, err := p.Compare(ctx, after, after.RAM(), nil)
 	must(err)
 	t.Logf("of %d painted pages %d are still there after the second boot", kept.Compared, kept.Compared-kept.Wrong)
 	if kept.Compared-kept.Wrong < kept.Compared/2 {
@@ -166,18 +172,20 @@ func TestRig(t *testing.T) {
 	must(m.Pause(ctx))
 	fresh, err := m.CopyRAM(ctx)
 	must(err)
-	if c, err := p.Compare(ctx, fresh, RAM(fresh.Memory), nil); err != nil || c.Wrong != c.Compared {
+	if c, err := p.Compare(ctx, fresh, fresh.RAM(), nil); err != nil || c.Wrong != c.Compared {
 		t.Errorf("after a power cycle: %v, error %v; want all pages gone", c, err)
 	}
 	must(fresh.Close())
 	must(m.Resume(ctx))
-	if _, err := third.MustRun(ctx, "modprobe", "msr"); err != nil {
+	if _, err := third.MustRun(ctx, "modprobe", arch.modules[0]); err != nil {
 		t.Error(err)
 	}
 	must(third.Sync(ctx))
-	must(m.InjectNMI(ctx))
-	must(m.WaitReset(ctx))
-	took("NMI to the reset")
+	if arch == AMD64 { // virt has no NMI
+		must(m.InjectNMI(ctx))
+		must(m.WaitReset(ctx))
+		took("NMI to the reset")
+	}
 	must(m.Close())
 
 	must(DiskImage{image}.Recover(ctx))
@@ -209,17 +217,23 @@ func checkPainting(ctx context.Context, t *testing.T, what string, p Painting, m
 
 // TestTriggers ends a guest in the other ways.
 func TestTriggers(t *testing.T) {
+	for _, arch := range arches {
+		t.Run(arch.Name, func(t *testing.T) { testTriggers(t, arch) })
+	}
+}
+
+func testTriggers(t *testing.T, arch *Arch) {
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	dir := t.TempDir()
-	kernel, kmod := normalKernel(ctx, t)
+	kernel, kmod := normalKernel(ctx, t, arch)
 	init, initrd := filepath.Join(dir, "init"), filepath.Join(dir, "initrd")
-	if err := errors.Join(BuildGuest(ctx, init), Initrd{Kernel: kernel, Kmod: kmod, Init: init}.Write(initrd)); err != nil {
+	if err := errors.Join(arch.BuildGuest(ctx, init), Initrd{Kernel: kernel, Kmod: kmod, Init: init}.Write(initrd)); err != nil {
 		t.Fatal(err)
 	}
 	m, err := Start(ctx, Options{
-		Memory: 512 * phys.MiB, CPUs: 1, Kernel: kernel.Image, Initrd: initrd,
-		Append:    "console=ttyS0 panic=-1 quiet",
+		Arch: arch, Memory: 512 * phys.MiB, CPUs: 1, Kernel: kernel.Image, Initrd: initrd,
+		Append:    "panic=-1 quiet console=" + arch.Console,
 		Reproduce: "go test ./vmtest/rig -run TestTriggers",
 	}, dir)
 	if err != nil {
@@ -262,7 +276,7 @@ func TestRAMLayout(t *testing.T) {
 			if err := m.Pause(ctx); err != nil {
 				t.Fatal(err)
 			}
-			for i, r := range RAM(memory) {
+			for i, r := range AMD64.RAM(memory) {
 				for _, addr := range []uint64{max(r.Start, phys.MiB), r.End - phys.PageSize} {
 					want := make([]byte, phys.PageSize)
 					if err := errors.Join(wire.Fill(want, uint64(i), addr), m.Poke(addr, want)); err != nil {
@@ -284,7 +298,7 @@ func TestRAMLayout(t *testing.T) {
 				}
 			}
 			for _, addr := range []uint64{memory, 4*phys.GiB + memory, lowSplit - 1} {
-				if RAM(memory).Contains(phys.Range{Start: addr, End: addr + 2}) {
+				if AMD64.RAM(memory).Contains(phys.Range{Start: addr, End: addr + 2}) {
 					continue
 				}
 				if err := m.Poke(addr, []byte{1, 2}); err == nil {
@@ -321,11 +335,11 @@ func TestLost(t *testing.T) {
 }
 
 func TestProbe(t *testing.T) {
-	if err := probe(t.Context(), TCG, DefaultCPU); err != nil {
+	if err := probe(t.Context(), TCG, AMD64.cpu); err != nil {
 		t.Error(err)
 	}
-	if err := probe(t.Context(), "nonsense", DefaultCPU); err == nil {
+	if err := probe(t.Context(), "nonsense", AMD64.cpu); err == nil {
 		t.Error("probe of an accelerator that doesn't exist: no error")
 	}
-	t.Logf("KVM: %v", ProbeKVM(t.Context()))
+	t.Logf("KVM: %v", AMD64.ProbeKVM(t.Context()))
 }

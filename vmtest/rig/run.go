@@ -284,8 +284,9 @@ func (m *Machine) InjectNMI(ctx context.Context) error {
 func (m *Machine) Poke(addr uint64, data []byte) error {
 	op := fmt.Sprintf("poke %d bytes at %#x", len(data), addr)
 	r, ok := phys.Sized(addr, uint64(len(data)))
-	off, in := Offset(m.opts.Memory, addr)
-	if !ok || !in || !RAM(m.opts.Memory).Contains(r) {
+	arch := m.opts.arch()
+	off, in := arch.Offset(m.opts.Memory, addr)
+	if !ok || !in || !arch.RAM(m.opts.Memory).Contains(r) {
 		return m.fail(op, errors.New("not in RAM"))
 	}
 	f, err := os.OpenFile(m.ram, os.O_WRONLY, 0)
@@ -303,7 +304,7 @@ func (m *Machine) Peek(addr uint64, data []byte) error {
 		return m.fail("peek", err)
 	}
 	defer f.Close()
-	t := &Truth{file: f, Memory: m.opts.Memory}
+	t := &Truth{Arch: m.opts.arch(), Memory: m.opts.Memory, file: f}
 	_, err = t.ReadAt(data, int64(addr))
 	return m.fail(fmt.Sprintf("peek %d bytes at %#x", len(data), addr), err)
 }

@@ -17,6 +17,7 @@ import (
 
 // Truth is the RAM of a machine as QEMU saw it at one moment.
 type Truth struct {
+	Arch   *Arch
 	Memory uint64 // bytes of RAM
 	file   *os.File
 }
@@ -31,12 +32,15 @@ func (m *Machine) CopyRAM(ctx context.Context) (*Truth, error) {
 		return nil, m.fail("copy the RAM", err)
 	}
 	m.Timeline.Note("ram-copied", fmt.Sprintf("%s of data", phys.FormatSize(uint64(n))))
-	t, err := OpenTruth(path)
+	t, err := OpenTruth(m.opts.arch(), path)
 	return t, m.fail("copy the RAM", err)
 }
 
+// RAM returns where the machine has it.
+func (t *Truth) RAM() phys.Set { return t.Arch.RAM(t.Memory) }
+
 // OpenTruth opens a copy of a RAM file.
-func OpenTruth(path string) (*Truth, error) {
+func OpenTruth(arch *Arch, path string) (*Truth, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -45,7 +49,7 @@ func OpenTruth(path string) (*Truth, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &Truth{Memory: uint64(fi.Size()), file: f}, nil
+	return &Truth{Arch: arch, Memory: uint64(fi.Size()), file: f}, nil
 }
 
 // Close closes and removes the copy.
@@ -65,8 +69,8 @@ var ErrNotRAM = errors.New("no RAM there")
 // ReadAt reads physical memory at addr.
 func (t *Truth) ReadAt(b []byte, addr int64) (int, error) {
 	r, ok := phys.Sized(uint64(addr), uint64(len(b)))
-	off, in := Offset(t.Memory, uint64(addr))
-	if !ok || !in || !RAM(t.Memory).Contains(r) {
+	off, in := t.Arch.Offset(t.Memory, uint64(addr))
+	if !ok || !in || !t.RAM().Contains(r) {
 		return 0, fmt.Errorf("read %d bytes of truth at %#x: %w", len(b), addr, ErrNotRAM)
 	}
 	return t.file.ReadAt(b, int64(off))

@@ -36,10 +36,10 @@ func (l *Lab) corrupt() error {
 			return err
 		}
 		// The whole area is as it was when armed, but for the fixture.
-		if err := l.Machine.Poke(handoff.Start, armed); err != nil {
+		if err := l.Machine.Poke(l.board.handoff.Start, armed); err != nil {
 			return err
 		}
-		if err := l.Machine.Poke(handoff.Start, c.Handoff); err != nil {
+		if err := l.Machine.Poke(l.board.handoff.Start, c.Handoff); err != nil {
 			return err
 		}
 		events := l.Machine.Timeline.Events()

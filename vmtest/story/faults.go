@@ -89,7 +89,8 @@ func (l *Lab) diskFull() error {
 	if _, err := l.crashNow(panicOnCPU0, wire.Capture); err != nil {
 		return err
 	}
-	if err := errors.Join(l.refused(1, "no space left", "warmcore", "save"), l.refused(3, "not saved", "warmcore", "release")); err != nil {
+	whole := []string{"warmcore", "save", "--format", "elf", "--dump-level", "0"} // the usual one would fit
+	if err := errors.Join(l.refused(1, "no space left", whole...), l.refused(3, "not saved", "warmcore", "release")); err != nil {
 		return err
 	}
 	b, err := l.block()

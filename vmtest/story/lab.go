@@ -22,23 +22,22 @@ import (
 	"github.com/warmcore/warmcore/vmtest/rig"
 )
 
-// handoff is where the payload has H without a parameter.
-var handoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
-
-// ownPayload is the command line that confines our payload kernel to the window.
-const ownPayload = "console=ttyS0 quiet memmap=exactmap memmap=640K@0 memmap=128M@384M"
-
 // Options are what a story is run with; zero values are the story's own.
 type Options struct {
+	Arch   string // amd64 or arm64
 	Memory uint64 // bytes of RAM
 	CPUs   int
 	Cycles int // crashes in a row
+	// Hypervisor lets an arm64 machine begin at EL2, where kernels then stay.
+	Hypervisor bool
 	// Kernel and Modules are a normal kernel and its lib/modules/RELEASE with
 	// modules.dep, instead of what Debian has today.
 	Kernel, Modules string
 	Payload         string // "own" or "stock": our payload kernel or Debian's
 	Trigger         string // sysrq-c, watchdog, ...
-	// PayloadDir has vmlinux with the initramfs in it, of `make images`.
+	Firmware        string // what starts the payload: direct or uboot
+	// PayloadDir has the payload kernel with the initramfs in it, of `make
+	// images`: vmlinux or Image. By default it is that in build/.
 	PayloadDir string
 	Out        string // folder for report.json, the dump and logs
 	Keep       bool   // keep the guest's RAM image at the reset
@@ -55,6 +54,7 @@ type Lab struct {
 
 	ctx       context.Context
 	name      string
+	board     *board
 	files     built
 	disk      rig.DiskImage
 	params    string            // kernel parameters beside the usual ones
@@ -63,14 +63,13 @@ type Lab struct {
 	size      int64             // of the disk, in bytes
 	diskFiles map[string][]byte // put on the disk, or replaced there
 	makeDisk  func() error      // in place of the usual disk
-	append    string            // payload parameters beside the usual ones
 	booted    time.Duration
 }
 
 // built is what stories share.
 type built struct {
 	kernel   rig.NormalKernel
-	kmod     rig.Kmod
+	kmod     rig.Programs
 	dir      string
 	guest    string
 	warmcore string
@@ -78,30 +77,30 @@ type built struct {
 }
 
 // build makes the guest's programs and unpacks Debian's kernel.
-func build(ctx context.Context, o Options) (b built, err error) {
+func build(ctx context.Context, arch *rig.Arch, o Options) (b built, err error) {
 	b.dir = o.Out
 	if b.cache, err = rig.CacheDir(); err != nil {
 		return b, err
 	}
-	if b.kmod, err = rig.OpenKmod(ctx, b.cache); err != nil {
+	if b.kmod, err = arch.OpenKmod(ctx, b.cache); err != nil {
 		return b, err
 	}
 	if o.Kernel != "" {
-		b.kernel = rig.NormalKernel{Release: filepath.Base(o.Modules), Image: o.Kernel, Modules: o.Modules, Deb: o.Kernel}
+		b.kernel = rig.NormalKernel{Arch: arch, Release: filepath.Base(o.Modules), Image: o.Kernel, Modules: o.Modules, Deb: o.Kernel}
 	} else if b.kernel, err = debianKernel(ctx, b.cache, b.kmod); err != nil {
 		return b, err
 	}
 	b.guest, b.warmcore = filepath.Join(b.dir, "guest"), filepath.Join(b.dir, "warmcore")
-	return b, errors.Join(rig.BuildGuest(ctx, b.guest), rig.BuildProgram(ctx, "./cmds/warmcore", b.warmcore))
+	return b, errors.Join(arch.BuildGuest(ctx, b.guest), arch.BuildProgram(ctx, "./cmds/warmcore", b.warmcore))
 }
 
-// debianKernel is what linux-image-amd64 stands for today.
-func debianKernel(ctx context.Context, cache string, kmod rig.Kmod) (rig.NormalKernel, error) {
-	pkg, err := rig.CurrentKernelPackage(ctx)
+// debianKernel is what Debian's archive has today.
+func debianKernel(ctx context.Context, cache string, kmod rig.Programs) (rig.NormalKernel, error) {
+	pkg, err := kmod.Arch.KernelPackage(ctx, cache)
 	if err != nil {
 		return rig.NormalKernel{}, err
 	}
-	deb, err := rig.Download(ctx, cache, pkg)
+	deb, err := kmod.Arch.Download(ctx, cache, pkg)
 	if err != nil {
 		return rig.NormalKernel{}, err
 	}
@@ -144,34 +143,22 @@ func (l *Lab) powerOn() error {
 		return err
 	}
 	o := rig.Options{
-		Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path,
-		Reproduce: "go run ./vmtest/warmlab run --story " + l.name,
+		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path, Hypervisor: l.Hypervisor,
+		Reproduce: fmt.Sprintf("go run ./vmtest/warmlab run --arch %s --story %s", l.board.Name, l.name),
 	}
-	switch l.Payload {
-	case "stock":
-		// QEMU's loader puts Debian's kernel at 16 MiB, from where nokaslr
-		// keeps it from moving, and the initramfs at the top of low RAM.
-		o.Kernel, o.Initrd = l.files.kernel.Image, filepath.Join(l.Out, "initramfs")
-		if err := l.stockInitramfs(o.Initrd); err != nil {
-			return err
-		}
-		o.Append = "console=ttyS0 quiet panic=1 nokaslr memmap=exactmap memmap=640K@0 memmap=127M@1M"
+	if l.Payload == "stock" {
 		l.Report.PayloadKernel = "Debian " + l.files.kernel.Release
-	default:
-		o.Kernel = filepath.Join(l.PayloadDir, "vmlinux")
-		o.Append = ownPayload
+	} else {
 		version, err := os.ReadFile(filepath.Join(l.PayloadDir, "version"))
 		if err != nil {
-			return fmt.Errorf("payload kernel: %w (make images builds it)", err)
+			return fmt.Errorf("payload kernel: %w (make images ARCH=%s builds it)", err, l.board.Name)
 		}
 		l.Report.PayloadKernel = strings.SplitN(strings.TrimSpace(string(version)), "\n", 2)[0]
 	}
-	lost := seabiosHeap(l.Memory)
-	o.Append += fmt.Sprintf(" warmcore.lost=%dK@%#x", lost.Size()/phys.KiB, lost.Start)
-	if l.append != "" {
-		o.Append += " " + l.append
+	if err := l.board.payload(l, &o); err != nil {
+		return err
 	}
-	if err := rig.ProbeKVM(l.ctx); err == nil {
+	if err := l.board.ProbeKVM(l.ctx); err == nil {
 		o.Accel = rig.KVM
 		l.Report.Accel = string(rig.KVM)
 	}
@@ -209,7 +196,7 @@ func (l *Lab) programs() map[string]string {
 func (l *Lab) stockInitramfs(file string) error {
 	l.say("building the payload's initramfs, with modules of Debian's kernel")
 	root := filepath.Join(l.files.kernel.Modules, "../../..")
-	out, err := output(l.ctx, "", "initramfs/build.sh", "amd64", file, "xz", root)
+	out, err := output(l.ctx, "", "initramfs/build.sh", l.board.Name, file, "xz", root)
 	if err != nil {
 		return fmt.Errorf("initramfs/build.sh: %w\n%s", err, out)
 	}
@@ -227,7 +214,7 @@ func (l *Lab) rewriteGRUB(old, new string) error {
 }
 
 func (l *Lab) cmdline() string {
-	return strings.TrimSpace(rig.DefaultParams + " panic=-1 " + l.params)
+	return strings.TrimSpace("quiet console=" + l.board.Console + " panic=-1 " + l.params)
 }
 
 // waitGuest waits for the normal kernel's user space and books the boot.
@@ -270,8 +257,8 @@ func (l *Lab) seconds(up time.Duration) (s Seconds) {
 
 // readHandoff returns a copy of H from the machine's memory.
 func (l *Lab) readHandoff() ([]byte, error) {
-	b := make([]byte, handoff.Size())
-	return b, l.Machine.Peek(handoff.Start, b)
+	b := make([]byte, l.board.handoff.Size())
+	return b, l.Machine.Peek(l.board.handoff.Start, b)
 }
 
 func (l *Lab) block() (*registration.Block, error) {

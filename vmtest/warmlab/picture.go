@@ -78,6 +78,7 @@ var states = map[string][3]string{
 	"destination": {"lent", "holds boot memory", "lent"},
 	"preserved":   {"RAM", "kept for the dump", "RAM"},
 	"lost":        {"reserved", "overwritten", "reserved"},
+	"margin":      {"reserved", "reserved", "reserved"},
 }
 
 // panicLine is the line of the crashed kernel's log that says why.

@@ -36,8 +36,8 @@ kernel: tools ## the payload's own kernel, without initramfs (about 12 minutes, 
 images: initramfs kernel ## payload kernel with the initramfs in it: bzImage and PVH vmlinux, or Image
 	@boot/kernel/build.sh $(ARCH) $(BUILD)/payload $(BUILD)/initramfs.cpio.xz
 
-demo: tools ## crash a stock Debian kernel in QEMU and dump it
-	@$(GO) run ./vmtest/warmlab demo --arch $(ARCH) --out build/demo
+demo: tools ## crash a stock Debian kernel in QEMU and dump it (also ARCH=arm64)
+	@$(GO) run ./vmtest/warmlab demo --arch $(ARCH) --out build/demo$(if $(filter arm64,$(ARCH)),-arm64)
 
 test: tools lint unit vmtest ## everything: static checks, unit tests, crash stories
 

@@ -126,7 +126,11 @@ func (l *Lab) writeTree(p loaded, o rig.Options) error {
 		return errors.New("QEMU's device tree has no /chosen")
 	}
 	lost := l.virtLost()
-	args := []string{"console=" + l.board.Console, "quiet", "warmcore.window=" + sizeAt(l.virtWindow()),
+	// Without gicv3_nolpi, which is for kernels that start others, the normal
+	// kernel takes over the interrupt tables that this one has allocated: in the
+	// window, which is lent (allocate_lpi_tables in
+	// drivers/irqchip/irq-gic-v3-its.c, v6.12).
+	args := []string{"console=" + l.board.Console, "quiet", "irqchip.gicv3_nolpi=1", "warmcore.window=" + sizeAt(l.virtWindow()),
 		"warmcore.handoff=" + sizeAt(l.board.handoff), lostParameter(lost)}
 	if l.Payload == "stock" {
 		args = append(args, "panic=1")

@@ -52,6 +52,29 @@ func newBoard(t *testing.T) *machine {
 	return m
 }
 
+// TestInterruptTables: no warning where there is no reason for one.
+func TestInterruptTables(t *testing.T) {
+	m := newBoard(t)
+	chosen := m.tree.Find("/chosen")
+	chosen.SetString("bootargs", "quiet irqchip.gicv3_nolpi=1")
+	if lentInterruptTables(m.tree) {
+		t.Error("tables with irqchip.gicv3_nolpi=1")
+	}
+	chosen.SetString("bootargs", "quiet")
+	its := m.tree.Root.Add("its@8080000")
+	its.SetString("compatible", "arm,gic-v3-its")
+	if !lentInterruptTables(m.tree) {
+		t.Error("no tables with an ITS")
+	}
+	for _, n := range m.tree.Root.Children { // the machine may have its own
+		n.Delete("compatible")
+		n.Children = nil
+	}
+	if lentInterruptTables(m.tree) {
+		t.Error("tables without an ITS")
+	}
+}
+
 // readTree reads the started kernel's device tree as the kernel would.
 func (m *machine) readTree(r *result, get func(addr, n uint64) []byte, entry, at uint64) {
 	m.tb.Helper()
@@ -164,6 +187,9 @@ func TestBoardRefuses(t *testing.T) {
 			m.firmware, _ = memmap.DeviceTree(m.tree)
 		}, []string{"the handoff area is not RAM", "boot with the firmware's map"}},
 		{"slow memory", func(m *machine) { m.mem.Device = m.firmware.Set(memmap.RAM) }, []string{"slow:", "warmcore,payload"}},
+		{"interrupt tables in the window", func(m *machine) {
+			m.tree.Root.Add("its@8080000").SetString("compatible", "arm,gic-v3-its")
+		}, []string{"interrupt tables", "irqchip.gicv3_nolpi=1"}},
 		{"own memory is not known", func(m *machine) { m.ownErr = errBroken }, []string{"the payload's own memory"}},
 	}
 	for _, tt := range tests {

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -118,11 +119,32 @@ func (p *Payload) Plan() {
 		p.log.Error("memory plan", "error", err, "so", "boot with the firmware's map, no dumps")
 		return
 	}
+	if t := p.sys.DeviceTree(); t != nil && lentInterruptTables(t) {
+		p.log.Warn("interrupt tables of this kernel stay in the window, which is lent", "so", "start the payload with irqchip.gicv3_nolpi=1")
+	}
 	if slow := p.mem.Uncached(p.plan.Boot.Union(p.plan.Destination)); len(slow) > 0 {
 		p.log.Warn("slow: this kernel maps boot memory and its destination without caches", "memory", phys.FormatSize(slow.Size()),
 			"so", "reserve it as warmcore,payload in the payload's device tree")
 	}
 	p.decide()
+}
+
+// lentInterruptTables says whether the payload's kernel gives a GICv3 tables
+// in its own memory. No later kernel can take them away (allocate_lpi_tables
+// in drivers/irqchip/irq-gic-v3-its.c, v6.12).
+func lentInterruptTables(t *devicetree.Tree) bool {
+	if chosen := t.Find("/chosen"); chosen != nil {
+		for _, args := range chosen.Strings("bootargs") {
+			if slices.Contains(strings.Fields(args), "irqchip.gicv3_nolpi=1") {
+				return false
+			}
+		}
+	}
+	var its func(n *devicetree.Node) bool
+	its = func(n *devicetree.Node) bool {
+		return n.Compatible("arm,gic-v3-its") && n.Available() || slices.ContainsFunc(n.Children, its)
+	}
+	return its(t.Root)
 }
 
 // placeHandoff is where H lies if the command line does not say so.

@@ -79,7 +79,7 @@ var verbs = []verb{
 	}},
 	{name: "lend", does: "let user pages use the window and the destination", run: lend},
 	{name: "reclaim", does: "take window and destination back from user pages", run: reclaim},
-	{name: "dmesg", args: "[FILE]", does: "print the crashed kernel's log, from this boot's dump or an ELF dump", maxArgs: 1, run: dmesg},
+	{name: "dmesg", args: "[FILE]", does: "print the crashed kernel's log, from this boot's dump or a dump file", maxArgs: 1, run: dmesg},
 	{name: "convert", args: "FILE... NEW", does: "write a dump in another format, or with fewer pages", maxArgs: 256, run: convertDump, flags: func(f *flag.FlagSet, o *options) {
 		o.dump.register(f, 0)
 	}},

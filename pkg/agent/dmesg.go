@@ -8,6 +8,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/oldmem"
 	"github.com/warmcore/warmcore/pkg/printk"
+	corefile "github.com/warmcore/warmcore/pkg/vmcore" // tests here have a function vmcore
+	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
@@ -47,21 +49,22 @@ func readDump(r io.ReaderAt) (d dump, err error) {
 	return d, nil
 }
 
-// log returns the crashed kernel's log as text.
-func (d dump) log(r io.ReaderAt) (text []byte, lost int, err error) {
-	if d.info == nil {
-		return nil, 0, d.err
+// kernelLog returns the crashed kernel's log as text.
+func kernelLog(d corefile.Dump) (text []byte, lost int, err error) {
+	info, err := kernelOf(d)
+	if err != nil {
+		return nil, 0, err
 	}
-	l, err := printk.Read(d.info, printk.Core{Dump: r, Loads: d.header.Loads})
+	l, err := printk.Read(info, corefile.NewVirtual(d, info))
 	if err != nil {
 		return nil, 0, err
 	}
 	return l.AppendText(nil), l.Lost, nil
 }
 
-// Dmesg returns the crashed kernel's log from an ELF dump at path, or, for
-// "", from the dump that this boot offers. lost is how many messages could
-// not be read.
+// Dmesg returns the crashed kernel's log from a dump at path, of any format
+// that dumpfile.Open knows, or, for "", from the dump that this boot offers.
+// lost is how many messages could not be read.
 func (s *System) Dmesg(path string) (text []byte, lost int, err error) {
 	offered := path == ""
 	if offered {
@@ -78,11 +81,11 @@ func (s *System) Dmesg(path string) (text []byte, lost int, err error) {
 		return nil, 0, err
 	}
 	defer src.Close()
-	d, err := readDump(src)
+	d, err := dumpfile.Open(src, int64(src.Size()))
 	if err != nil {
 		return nil, 0, fmt.Errorf("read %s: %w", path, err)
 	}
-	text, lost, err = d.log(src)
+	text, lost, err = kernelLog(d)
 	if err != nil {
 		return nil, 0, fmt.Errorf("read %s: %w", path, err)
 	}

@@ -165,8 +165,14 @@ func (s *System) save(src *oldmem.Source, o SaveOptions, x *session, started tim
 	}
 	m.describe(d)
 
+	mapped := src.Mapped()
+	defer mapped.Close()
+	memory, err := dumpfile.Open(mapped, int64(src.Size()))
+	if err != nil {
+		return nil, err
+	}
 	// The log first: it is small, and often all that anyone needs.
-	text, lost, err := d.log(src)
+	text, lost, err := kernelLog(memory)
 	if err != nil {
 		s.log().Warn("the crashed kernel's log can't be read", "err", err)
 		m.Warnings = append(m.Warnings, fmt.Sprintf("the crashed kernel's log can't be read: %v", err))
@@ -179,12 +185,6 @@ func (s *System) save(src *oldmem.Source, o SaveOptions, x *session, started tim
 		m.LogLost = lost
 	}
 
-	mapped := src.Mapped()
-	defer mapped.Close()
-	memory, err := dumpfile.Open(mapped, int64(src.Size()))
-	if err != nil {
-		return nil, err
-	}
 	w := &writer{
 		System: s, DumpOptions: o.DumpOptions, src: memory, kernel: d.info, err: d.err, what: "save", started: started,
 		final: filepath.Join(dir, DumpName), incomplete: filepath.Join(dir, IncompleteName),

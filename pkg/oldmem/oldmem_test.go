@@ -1,33 +1,15 @@
 package oldmem
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"errors"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/warmcore/warmcore/pkg/oldmem/oldmemtest"
-	"github.com/warmcore/warmcore/pkg/phys"
 )
-
-// dump is two windows and a bit, with data, zeroes and a short end.
-func dump() []byte {
-	b := make([]byte, 2*Window+3*Granule+123)
-	rng := rand.New(rand.NewPCG(1, 2))
-	for i := 0; i < 3*Granule; i++ {
-		b[i] = byte(rng.Uint32())
-	}
-	b[Window-1] = 1
-	b[Window+5*Granule] = 2
-	b[len(b)-1] = 3
-	return b
-}
 
 func source(t *testing.T, content []byte) (*Source, string) {
 	t.Helper()
@@ -43,117 +25,32 @@ func source(t *testing.T, content []byte) (*Source, string) {
 	return s, path
 }
 
-// tree is Result.Tree, computed in the simplest way.
-func tree(b []byte) [sha256.Size]byte {
-	var sums []byte
-	for len(b) > 0 {
-		n := min(Granule, len(b))
-		sum := sha256.Sum256(b[:n])
-		sums = append(sums, sum[:]...)
-		b = b[n:]
-	}
-	return sha256.Sum256(sums)
-}
-
-func TestCopy(t *testing.T) {
-	want := dump()
-	s, _ := source(t, want)
-	dst, err := Create(filepath.Join(t.TempDir(), "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dst.Close()
-	var progress []uint64
-	r, err := s.Copy(dst, Options{SHA256: true, Progress: func(done uint64) { progress = append(progress, done) }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := os.ReadFile(dst.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Error("copy differs from the dump")
-	}
-	wantResult := Result{
-		Size: uint64(len(want)),
-		// Three granules, the one at the end of the first window, one in the
-		// second, and the short one.
-		Written: 5*Granule + 123,
-		Tree:    tree(want),
-		SHA256:  sha256.Sum256(want),
-	}
-	if diff := cmp.Diff(wantResult, r); diff != "" {
-		t.Errorf("result (-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff([]uint64{Window, 2 * Window, uint64(len(want))}, progress); diff != "" {
-		t.Errorf("progress (-want +got):\n%s", diff)
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(dst.Fd()), &st); err != nil {
-		t.Fatal(err)
-	}
-	if used := st.Blocks * 512; used > 16*Granule {
-		t.Errorf("the file takes %d bytes on disk, want holes for zeroes", used)
-	}
-}
-
-// A file that shrinks while it is mapped gives the SIGBUS that a page of bad
-// memory gives.
-func TestCopyUnreadable(t *testing.T) {
-	content := bytes.Repeat([]byte{0x5a}, 4*Granule)
-	s, path := source(t, content)
-	if err := os.Truncate(path, Granule); err != nil {
-		t.Fatal(err)
-	}
-	dst, err := Create(filepath.Join(t.TempDir(), "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dst.Close()
-	r, err := s.Copy(dst, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []phys.Range{{Start: Granule, End: 4 * Granule}}
-	if diff := cmp.Diff(want, r.Unreadable); diff != "" {
-		t.Errorf("unreadable (-want +got):\n%s", diff)
-	}
-	got, err := os.ReadFile(dst.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	clear(content[Granule:])
-	if !bytes.Equal(got, content) {
-		t.Error("what could not be read is not zero, or something else is wrong")
-	}
-	if r.Tree != tree(content) || r.SHA256 != [sha256.Size]byte{} {
-		t.Error("checksum is not that of the file, or one that nobody asked for")
-	}
-}
-
-func TestCopyDiskFull(t *testing.T) {
+func TestFull(t *testing.T) {
 	if !oldmemtest.Namespace(t) {
 		return
 	}
-	s, _ := source(t, bytes.Repeat([]byte{1}, Granule))
 	// A file system of one page.
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4k"); err != nil {
 		t.Fatalf("mount a small tmpfs %v", err)
 	}
 	defer unix.Unmount(dir, 0)
-	dst, err := Create(filepath.Join(dir, "out"))
+	if free, err := Free(dir); free != page || err != nil {
+		t.Errorf("Free = %d, %v; want a page", free, err)
+	}
+	f, err := Create(filepath.Join(dir, "out"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer dst.Close()
-	r, err := s.Copy(dst, Options{})
-	if !Full(err) {
-		t.Errorf("Copy error = %v, want a full disk", err)
+	defer f.Close()
+	if _, err := f.Write(make([]byte, 2*page)); !Full(err) {
+		t.Errorf("write error = %v, want a full disk", err)
 	}
-	if diff := cmp.Diff(Result{}, r); diff != "" {
-		t.Errorf("result of a failed copy (-want +got):\n%s", diff)
+	if free, err := Free(dir); free != 0 || err != nil {
+		t.Errorf("Free = %d, %v; want nothing", free, err)
+	}
+	if Full(os.ErrNotExist) {
+		t.Error("Full of another error")
 	}
 }
 

@@ -1,15 +1,16 @@
 // Package printk reads the log of a crashed kernel out of its memory: the
 // ring buffer of kernel/printk/printk_ringbuffer.c, which kernels have had
-// since v5.10 (commit 896fbe20b4e2 "printk: use the lockless ringbuffer").
+// since v5.10 (commit 896fbe20b4e2 "printk: use the lockless ringbuffer"), or
+// the records in log_buf that kernels had before, from v3.5 on.
 //
-// VMCOREINFO says where the ring buffer is and how its structures are laid
-// out; nothing about a kernel version is assumed.
+// VMCOREINFO says which of them it is, where it is and how its structures are
+// laid out; nothing about a kernel version is assumed.
 //
 // Invariants: the memory is that of a crashed or hostile system. The counts
-// in it are capped by named constants, no more than MaxRecords steps are
-// taken, and a record that contradicts itself is counted as lost and left
-// out. The kernel may have died while it was writing: a record that was not
-// committed is lost too.
+// in it are capped by named constants, each step through the log leads on by
+// a record's header at least, once around, and a record that contradicts
+// itself is counted as lost and left out. The kernel may have died while it
+// was writing: a record that was not committed is lost too.
 package printk
 
 import (
@@ -22,11 +23,11 @@ import (
 
 // Caps.
 const (
-	// MaxRecords is how many records are read: the ring of a log_buf_len of
-	// 64 MiB has as many descriptors.
+	// MaxRecords is how many records are kept, the newest: the ring of a
+	// log_buf_len of 64 MiB has as many descriptors.
 	MaxRecords = 1 << 21
-	// MaxRingBits bounds the text ring: log_buf_len is at most 2 GiB
-	// (LOG_BUF_LEN_MAX in kernel/printk/printk.c, v6.12).
+	// MaxRingBits bounds the text ring, and the older log: log_buf_len is at
+	// most 2 GiB (LOG_BUF_LEN_MAX in kernel/printk/printk.c, v6.12).
 	MaxRingBits = 31
 	// MaxText is how much text is kept, in bytes; the newest is kept.
 	MaxText = 64 << 20
@@ -41,15 +42,15 @@ type Memory interface {
 	ReadVirtual(p []byte, addr uint64) error
 }
 
-// ErrNoRing says that VMCOREINFO doesn't describe a ring buffer: the kernel
-// is older than v5.10, or has no printk.
-var ErrNoRing = errors.New("VMCOREINFO describes no printk ring buffer (kernels before v5.10)")
+// ErrNoLog says that VMCOREINFO describes neither a ring buffer nor the log
+// before it: the kernel is older than v3.5, or has no printk.
+var ErrNoLog = errors.New("VMCOREINFO describes no log (kernels before v3.5, or without printk)")
 
 // Record is one message.
 type Record struct {
-	Sequence uint64
+	Sequence uint64 // before v5.10 counted from the oldest record
 	Nanos    uint64 // since boot, by the crashed kernel's clock
-	Caller   uint32 // thread id, or processor number with bit 31 set; 0 if not known
+	Caller   uint32 // thread id, or processor number with bit 31 set; 0 if not known, as before v5.10
 	Facility uint8
 	Level    uint8 // 0 (emergency) to 7 (debug)
 	Text     []byte
@@ -58,24 +59,61 @@ type Record struct {
 // Log is what could be read.
 type Log struct {
 	Records []Record // oldest first
-	// Lost counts the records that were in the ring and could not be read:
-	// not committed, overwritten, contradictory, or in unreadable memory.
+	// Lost counts the records that were in the log and could not be read: not
+	// committed, overwritten, contradictory, or in unreadable memory. Before
+	// v5.10, those that can't be found behind such a one count as one with it.
 	Lost int
 }
 
 // Read reads the log of the kernel that info describes. An error says that
-// the ring as a whole can't be read.
+// the log as a whole can't be read.
 func Read(info *vmcoreinfo.Info, mem Memory) (Log, error) {
-	l, err := newLayout(info)
-	if err != nil {
-		return Log{}, fmt.Errorf("read printk ring buffer: %w", err)
+	switch {
+	case info.Symbols["prb"] != 0:
+		l, err := newLayout(info)
+		if err != nil {
+			return Log{}, fmt.Errorf("read printk ring buffer: %w", err)
+		}
+		r, err := l.open(mem)
+		if err != nil {
+			return Log{}, fmt.Errorf("read printk ring buffer: %w", err)
+		}
+		return r.records(), nil
+	case info.Symbols["log_first_idx"] != 0:
+		b, err := openLogBuffer(info, mem)
+		if err != nil {
+			return Log{}, fmt.Errorf("read log_buf: %w", err)
+		}
+		return b.records(), nil
 	}
-	r, err := l.open(mem)
-	if err != nil {
-		return Log{}, fmt.Errorf("read printk ring buffer: %w", err)
-	}
-	return r.records(), nil
+	return Log{}, fmt.Errorf("read printk log: %w", ErrNoLog)
 }
+
+// keeper collects records; of too many, or of too much text, the newest.
+type keeper struct {
+	records []Record
+	first   int // of those that are kept
+	text    int // bytes in them
+	lost    int
+}
+
+func (k *keeper) add(r Record) {
+	if k.first >= MaxRecords { // rarely, and the array stays as large as it is
+		n := copy(k.records, k.records[k.first:])
+		clear(k.records[n:])
+		k.records, k.first = k.records[:n], 0
+	}
+	k.records = append(k.records, r)
+	k.text += len(r.Text)
+	for k.text > MaxText || len(k.records)-k.first > MaxRecords {
+		k.text -= len(k.records[k.first].Text)
+		k.records[k.first] = Record{} // nothing else holds the text
+		k.first++
+		k.lost++
+	}
+}
+
+func (k *keeper) log() Log { return Log{k.records[k.first:], k.lost} }
 
 // layout is where things are in the structures, from VMCOREINFO.
 type layout struct {
@@ -89,9 +127,6 @@ type layout struct {
 }
 
 func newLayout(v *vmcoreinfo.Info) (layout, error) {
-	if v.Symbols["prb"] == 0 {
-		return layout{}, ErrNoRing
-	}
 	l := layout{prb: v.Symbols["prb"]}
 	for _, s := range []struct {
 		to   *uint64
@@ -221,7 +256,7 @@ const (
 )
 
 func (r *ring) records() Log {
-	var log Log
+	var k keeper
 	n := (r.head-r.tail)&idMask + 1
 	id := r.tail
 	if n > r.count {
@@ -229,23 +264,16 @@ func (r *ring) records() Log {
 		// what comes before head.
 		n, id = r.count, (r.head-r.count+1)&idMask
 	}
-	kept := 0
 	for ; n > 0; n, id = n-1, (id+1)&idMask {
 		rec, ok := r.record(id)
 		switch {
 		case !ok:
-			log.Lost++
+			k.lost++
 		case rec != nil:
-			log.Records = append(log.Records, *rec)
-			kept += len(rec.Text)
-		}
-		for kept > MaxText {
-			kept -= len(log.Records[0].Text)
-			log.Records = log.Records[1:]
-			log.Lost++
+			k.add(*rec)
 		}
 	}
-	return log
+	return k.log()
 }
 
 // record returns the record of an id; nil if there is none and should be none.

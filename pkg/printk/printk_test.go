@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/printk/printktest"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
@@ -175,8 +174,8 @@ func TestReadCorruptRing(t *testing.T) {
 }
 
 func TestReadLayout(t *testing.T) {
-	if _, err := Read(parse(t, "OSRELEASE=5.4.0\n"), printktest.New()); !errors.Is(err, ErrNoRing) {
-		t.Errorf("Read without prb: %v, want ErrNoRing", err)
+	if _, err := Read(parse(t, "OSRELEASE=3.4.0\n"), printktest.New()); !errors.Is(err, ErrNoLog) {
+		t.Errorf("Read without prb and log_first_idx: %v, want ErrNoLog", err)
 	}
 	for _, tc := range []struct{ name, old, new, want string }{
 		{"size missing", "SIZE(prb_desc)=24\n", "", "SIZE(prb_desc) is 0"},
@@ -213,28 +212,6 @@ func TestAppendText(t *testing.T) {
 	}
 }
 
-func TestCore(t *testing.T) {
-	c := Core{
-		Dump: bytes.NewReader([]byte("....abcdefgh")),
-		Loads: []elfcore.Load{
-			{Virt: 0x1000, Offset: 8, Size: 4},
-			{Virt: 0x1004, Offset: 4, Size: 4},
-			{Virt: 0x2000, Offset: 10, Size: 100}, // beyond the end of the file
-			{Virt: 0x3000, Offset: 1<<63 - 1, Size: 100},
-			{Virt: 0, Offset: 4, Size: 4}, // address not known
-		},
-	}
-	b := make([]byte, 6)
-	if err := c.ReadVirtual(b, 0x1001); err != nil || string(b) != "fghabc" {
-		t.Errorf("read across two loads = %q, %v; want fghabc", b, err)
-	}
-	for _, addr := range []uint64{0xfff, 0x1003, 0x1007, 0x2000, 0x3000, 0, 1<<64 - 1} {
-		if err := c.ReadVirtual(b, addr); err == nil {
-			t.Errorf("read at %#x: no error", addr)
-		}
-	}
-}
-
 func FuzzRead(f *testing.F) {
 	k := printktest.New()
 	f.Add([]byte(k.Memory), printktest.VMCoreInfo)
@@ -243,6 +220,13 @@ func FuzzRead(f *testing.F) {
 	}
 	f.Add([]byte(k.Memory), printktest.VMCoreInfo)
 	f.Add([]byte(k.Memory), strings.Replace(printktest.VMCoreInfo, "SIZE(printk_info)=88", "SIZE(printk_info)=24", 1))
+	old := printktest.NewLogBuffer()
+	f.Add([]byte(old.Memory), printktest.LogBufferInfo)
+	for seq := range uint64(12) {
+		old.Print(seq, strings.Repeat("text ", int(seq)), "KEY=1")
+	}
+	f.Add([]byte(old.Memory), printktest.LogBufferInfo)
+	f.Add([]byte(old.Memory), strings.Replace(printktest.LogBufferInfo, "SIZE(printk_log)=16", "SIZE(printk_log)=20", 1))
 	f.Fuzz(func(t *testing.T, mem []byte, text string) {
 		info, err := vmcoreinfo.Parse([]byte(text))
 		if err != nil {

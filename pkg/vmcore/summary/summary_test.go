@@ -126,7 +126,7 @@ func TestWithoutParts(t *testing.T) {
 	}{
 		{"noVMCOREINFO", func(s *vmcoretest.Spec) { s.VMCOREINFO = "" }, "no VMCOREINFO", "kernel     6.1.0-test, x86_64, on test"},
 		{"brokenVMCOREINFO", func(s *vmcoretest.Spec) { s.VMCOREINFO = "garbage\n" }, "OSRELEASE: missing", "kernel     6.1.0-test, x86_64, on test"},
-		{"noLog", func(s *vmcoretest.Spec) { s.VMCOREINFO = strings.Replace(info, "SYMBOL(prb)", "SYMBOL(xrb)", 1) }, "no printk ring buffer", "crashed    2023-11-14 22:13:20 UTC"},
+		{"noLog", func(s *vmcoretest.Spec) { s.VMCOREINFO = strings.Replace(info, "SYMBOL(prb)", "SYMBOL(xrb)", 1) }, "describes no log", "crashed    2023-11-14 22:13:20 UTC"},
 		{"noPageTables", func(s *vmcoretest.Spec) { s.Pages[1].Stored = vmcoretest.Excluded }, "01001000-01001fff is excluded", "memory     32 KiB in 2 ranges"},
 		{"notMapped", func(s *vmcoretest.Spec) { clear(s.Pages[3].Data) }, "not mapped", "memory     32 KiB in 2 ranges"},
 		{"unknownMachine", func(s *vmcoretest.Spec) { s.Machine = "mips64" }, "registers of CPU 0", "kernel     6.1.0-test, mips64, on test"},

@@ -59,7 +59,7 @@ func (l *Lab) drgn(saved) error {
 		if err != nil {
 			return fmt.Errorf("drgn of %s: %w\n%s", name, err, out)
 		}
-		want := []string{"release " + l.files.kernel.Release, "log Kernel panic - not syncing: sysrq triggered crash", "crashed 1 init",
+		want := []string{"release " + l.files.kernel.Release, "log Kernel panic - not syncing: sysrq triggered crash", "crashed init",
 			"__crash_kexec", "sysrq_handle_crash", "el0t_64_sync"}
 		for cpu := range l.CPUs {
 			want = append(want, fmt.Sprintf("cpu %d registers", cpu))

@@ -17,7 +17,7 @@ for record in get_printk_records(prog):
     if "Kernel panic" in text:
         print("log", text)
 crashed = prog.crashed_thread()
-print("crashed", crashed.tid, crashed.object.comm.string_().decode())
+print("crashed", crashed.object.comm.string_().decode())
 print(crashed.stack_trace())
 for cpu in for_each_possible_cpu(prog):
     frame = prog.stack_trace(cpu_curr(prog, cpu))[0]

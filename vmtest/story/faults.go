@@ -79,7 +79,7 @@ func (l *Lab) broken() error {
 // diskFull saves to a disk that is too small: the dump is still offered, and
 // memory comes back only when it is given up.
 func (l *Lab) diskFull() error {
-	l.size = 256 << 20
+	l.size = 192 << 20
 	if err := l.start(); err != nil {
 		return err
 	}
@@ -123,5 +123,5 @@ func (l *Lab) tiny() error {
 	if strings.Contains(l.Guest.Cmdline, "warmcore.handoff=") || l.Guest.MemTotalKiB*100 < l.Memory/phys.KiB*80 {
 		return l.Machine.Fail("boot", fmt.Errorf("MemTotal %d KiB, command line %q; want most of the memory, and no handoff area", l.Guest.MemTotalKiB, l.Guest.Cmdline))
 	}
-	return l.refused(3, "not started by the warmcore payload", "warmcore", "arm")
+	return l.refused(3, l.board.unplanned, "warmcore", "arm")
 }

@@ -15,6 +15,7 @@ type Failure struct {
 	Err       error    // what went wrong
 	Reproduce string   // command line
 	Console   []string // last lines, with the time in seconds
+	CPUs      []string // where they are, if the machine hangs
 	Dir       string   // folder of the logs
 }
 
@@ -28,6 +29,9 @@ func (f *Failure) Error() string {
 		}
 	} else {
 		b.WriteString("no console output\n")
+	}
+	for _, c := range f.CPUs {
+		fmt.Fprintf(&b, "CPU: %s\n", c)
 	}
 	fmt.Fprintf(&b, "logs: %s\nrun again: %s", f.Dir, f.Reproduce)
 	return b.String()

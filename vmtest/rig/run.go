@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -124,10 +125,39 @@ func (m *Machine) fail(op string, err error) error {
 	if errors.Is(err, errLost) && m.proc != nil {
 		err = m.proc.lost()
 	}
+	var cpus []string
+	if errors.Is(err, errStuck) {
+		cpus = m.writeRegisters()
+	}
 	return &Failure{
-		Op: op, Err: err, Dir: m.dir, Console: m.Timeline.Console(consoleLines),
+		CPUs: cpus,
+		Op:   op, Err: err, Dir: m.dir, Console: m.Timeline.Console(consoleLines),
 		Reproduce: or(m.opts.Reproduce, "see "+m.path("qemu.argv")),
 	}
+}
+
+// writeRegisters writes registers.txt, which says where the CPUs are of a
+// machine that hangs: twice, to see whether they move. It does what it can,
+// and returns the lines with the program counters.
+func (m *Machine) writeRegisters() (cpus []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var text strings.Builder
+	for range 2 {
+		var out string
+		err := m.proc.qmp.do(ctx, "human-monitor-command", map[string]any{"command-line": "info registers -a"}, &out)
+		if err != nil {
+			out = err.Error()
+		}
+		text.WriteString(out + "\n")
+		for line := range strings.Lines(out) {
+			if strings.Contains(line, "IP=") || strings.Contains(line, "PC=") {
+				cpus = append(cpus, strings.TrimSpace(line))
+			}
+		}
+	}
+	_ = os.WriteFile(m.path("registers.txt"), []byte(text.String()), 0o644) // the failure itself matters more
+	return cpus
 }
 
 // Fail makes a Failure of a story's own error about this machine, so that it

@@ -75,6 +75,13 @@ const fitSource = `/dts-v1/;
 // with kernel, initramfs and device tree.
 func (l *Lab) ubootFlash(p loaded, o *rig.Options) error {
 	at := func(name string) string { return filepath.Join(l.Out, name) }
+	for _, name := range []*string{&p.image, &p.initramfs, &p.tree} {
+		abs, err := filepath.Abs(*name) // dtc looks from where the source is
+		if err != nil {
+			return err
+		}
+		*name = abs
+	}
 	source := fmt.Sprintf(fitSource, p.image, armKernel, armKernel, p.initramfs, armInitramfs, p.tree, armTree)
 	for name, text := range map[string]string{"payload.its": source, "uboot.env": strings.Join(ubootEnv, "\n") + "\n"} {
 		if err := os.WriteFile(at(name), []byte(text), 0o644); err != nil {

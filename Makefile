@@ -41,7 +41,7 @@ demo: tools ## crash a stock Debian kernel in QEMU and dump it (also ARCH=arm64)
 
 test: tools lint unit vmtest ## everything: static checks, unit tests, crash stories
 
-unit: ## unit tests with the race detector, and the fuzz seeds
+unit: tools ## unit tests with the race detector, and the fuzz seeds
 	$(GO) test -race -timeout 10m ./cmds/... ./pkg/... ./boot/...
 
 lint: ## static checks
@@ -59,7 +59,7 @@ bench: tools binaries images ## measure speed and size; raw data in build/bench/
 	@$(GO) run ./vmtest/warmlab bench --arch $(ARCH) --out build/bench
 
 FUZZTIME ?= 30s
-fuzz: ## run each fuzz target for FUZZTIME
+fuzz: tools ## run each fuzz target for FUZZTIME
 	@for p in $$($(GO) list ./pkg/... ./boot/...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p || exit 1; done; done
 

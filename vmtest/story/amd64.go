@@ -12,6 +12,7 @@ var amd64 = &board{
 	handoff:      phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}, // without a parameter
 	firmwares:    []string{"direct"},
 	payload:      seabiosPayload,
+	entry:        "entry_SYSCALL_64",
 	unplanned:    "not started by the warmcore payload",
 	stockPercent: 83,
 	tools:        (*Lab).tools,

@@ -21,6 +21,7 @@ var arm64 = &board{
 	handoff:      phys.Range{Start: 0x6000_0000, End: 0x6020_0000},
 	firmwares:    []string{"direct", "uboot"},
 	payload:      virtPayload,
+	entry:        "el0t_64_sync",
 	unplanned:    "holds no registration", // the device tree says where the payload's log is
 	stockPercent: 83,
 	tools:        (*Lab).drgn,

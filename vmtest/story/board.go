@@ -18,6 +18,8 @@ type board struct {
 	payload func(l *Lab, o *rig.Options) error
 	// undumped is RAM that no dump has, though no plan says so.
 	undumped func(memory uint64) phys.Set
+	// entry is the function through which user space enters the kernel.
+	entry string
 	// unplanned is what arm says after a boot without a plan.
 	unplanned string
 	// stockPercent of memory comes back with Debian's kernel as payload.

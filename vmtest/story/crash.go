@@ -3,7 +3,6 @@ package story
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -106,7 +105,7 @@ func (l *Lab) crash() error {
 	l.Report.Memory = &Memory{InstalledKiB: l.Memory / phys.KiB, PlainKiB: plain}
 	var dumps []saved
 	for cycle := range l.Cycles {
-		if err := errors.Join(l.writePlan(), l.armed(true)); err != nil {
+		if err := l.armed(true); err != nil {
 			return err
 		}
 		cpu := cycle % l.CPUs
@@ -213,17 +212,38 @@ func (l *Lab) enough(plain, released uint64) error {
 	return nil
 }
 
+// big is a crash with a large initrd. Where boot memory is at the top, it lies
+// above 4 GiB.
 func (l *Lab) big() error {
 	l.pad = 150e6
-	return l.crash()
+	if err := l.crash(); err != nil || l.board != amd64 {
+		return err
+	}
+	return l.initrdAbove(4 * gib)
+}
+
+// initrdAbove checks what the payload says of each kernel that it placed.
+func (l *Lab) initrdAbove(addr uint64) error {
+	placed := 0
+	for _, e := range l.Machine.Timeline.Events() {
+		_, at, ok := strings.Cut(e.Text, "initrd: ")
+		if e.Source != rig.FromConsole || !ok || !strings.Contains(e.Text, "kernel placed") {
+			continue
+		}
+		var start uint64
+		if _, err := fmt.Sscanf(at, "%x-", &start); err != nil || start < addr {
+			return l.Machine.Fail("kernel placed", fmt.Errorf("%q; want the initrd above %#x", e.Text, addr))
+		}
+		placed++
+	}
+	if placed != 1+l.Cycles {
+		return l.Machine.Fail("kernel placed", fmt.Errorf("the payload says so %d times, want %d", placed, 1+l.Cycles))
+	}
+	return nil
 }
 
 // writePlan writes plan.txt beside the report, from the registration.
-func (l *Lab) writePlan() error {
-	b, err := l.block()
-	if err != nil {
-		return l.Machine.Fail("registration", err)
-	}
+func (l *Lab) writePlan(b *registration.Block) error {
 	ranges := slices.SortedFunc(slices.Values(b.Plan), func(a, b registration.PlanRange) int {
 		return cmp.Compare(a.Range.Start, b.Range.Start)
 	})

@@ -10,10 +10,10 @@ import (
 	"github.com/warmcore/warmcore/vmtest/rig"
 )
 
-// drgnPackages are drgn and what it needs, of Debian 13: neither makedumpfile
-// nor crash(8), of Debian 12 or 13, knows the page tables of its 6.12 on
-// arm64, which is for 52 address bits with pages of 4 KiB; the drgn of 12 reads
-// no memory that only page tables find, as stacks are.
+// drgnPackages are drgn and what it needs, of Debian 13. On arm64 it is the
+// only judge: neither makedumpfile nor crash(8), of Debian 12 or 13, knows the
+// page tables of its 6.12, which is for 52 address bits with pages of 4 KiB;
+// the drgn of 12 reads no memory that only page tables find, as stacks are.
 var drgnPackages = []string{"python3-drgn", "python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib",
 	"libc6", "libgcc-s1", "libbz2-1.0", "liblzma5", "libzstd1", "zlib1g", "libexpat1", "libssl3t64", "libffi8",
 	"libelf1t64", "libdw1t64", "libgomp1", "liblzo2-2", "libstdc++6", "libsnappy1v5", "libkdumpfile10"}
@@ -60,7 +60,7 @@ func (l *Lab) drgn(saved) error {
 			return fmt.Errorf("drgn of %s: %w\n%s", name, err, out)
 		}
 		want := []string{"release " + l.files.kernel.Release, "log Kernel panic - not syncing: sysrq triggered crash", "crashed init",
-			"__crash_kexec", "sysrq_handle_crash", "el0t_64_sync"}
+			"__crash_kexec", "sysrq_handle_crash", l.board.entry}
 		for cpu := range l.CPUs {
 			want = append(want, fmt.Sprintf("cpu %d registers", cpu))
 		}

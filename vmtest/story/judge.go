@@ -41,6 +41,9 @@ var dumpFiles = []string{"vmcore", "vmcore-dmesg.txt", "manifest.json"}
 // which leaves most of them out.
 const wholeName = "vmcore-whole"
 
+// convertedName is an ELF file of a kdump file, for tools that read no other.
+const convertedName = "vmcore.elf"
+
 func (l *Lab) compare(d saved) error {
 	for _, name := range dumpFiles {
 		if err := l.disk.Extract(l.ctx, path.Join(d.dir, name), filepath.Join(l.Out, name)); err != nil {
@@ -166,7 +169,7 @@ func (l *Lab) elf() (string, error) {
 	if src.Info().Format == "elf" {
 		return name, nil
 	}
-	out, err := os.Create(name + ".elf")
+	out, err := os.Create(filepath.Join(l.Out, convertedName))
 	if err != nil {
 		return "", err
 	}
@@ -215,7 +218,7 @@ func (l *Lab) tools(d saved) error {
 	if err != nil {
 		return err
 	}
-	if vmcore == filepath.Join(l.Out, wholeName) { // makedumpfile dies of an ELF dump that is filtered already
+	if vmcore != filepath.Join(l.Out, convertedName) { // makedumpfile dies of an ELF dump that is filtered already
 		if out, err := output(l.ctx, "", "makedumpfile", "-f", "-d", "31", "-c", vmcore, filepath.Join(l.Out, "filtered")); err != nil {
 			return fmt.Errorf("makedumpfile -d 31: %w\n%s", err, out)
 		}
@@ -245,7 +248,7 @@ func (l *Lab) tools(d saved) error {
 	if l.name != "crash" {
 		return nil
 	}
-	return l.crashTool(d)
+	return errors.Join(l.crashTool(d), l.drgn(d))
 }
 
 // crashTool lets crash(8) read the dump with Debian's debug information.
@@ -261,13 +264,17 @@ func (l *Lab) crashTool(saved) error {
 	if err != nil {
 		return fmt.Errorf("crash(8): %w\n%s", err, out)
 	}
-	want := []string{"PANIC: \"Kernel panic - not syncing: sysrq triggered crash\"", "sysrq_handle_crash", "RIP:", "COMMAND: \"init\""}
-	for cpu := range l.CPUs {
-		want = append(want, fmt.Sprintf("CPU: %d ", cpu))
-	}
-	for _, w := range want {
+	for _, w := range []string{"PANIC: \"Kernel panic - not syncing: sysrq triggered crash\"", "sysrq_handle_crash", "COMMAND: \"init\"",
+		"] Linux version " + l.files.kernel.Release} {
 		if !strings.Contains(string(out), w) {
 			return fmt.Errorf("crash(8) printed no %q; see %s", w, filepath.Join(l.Out, "crash.txt"))
+		}
+	}
+	for cpu := range l.CPUs {
+		_, stack, _ := strings.Cut(string(out), fmt.Sprintf("CPU: %d ", cpu)) // bt's of this CPU, up to an empty line
+		stack, _, _ = strings.Cut(stack, "\n\n")
+		if !strings.Contains(stack, "RIP:") {
+			return fmt.Errorf("crash(8) printed no registers of CPU %d; see %s", cpu, filepath.Join(l.Out, "crash.txt"))
 		}
 	}
 	l.say("crash(8) shows the panic task and the registers of %d CPUs", l.CPUs)

@@ -228,6 +228,11 @@ func (l *Lab) waitGuest() error {
 		return l.Machine.Fail("boot", fmt.Errorf("the guest complains: %s", g.Notes[0].Message.Text))
 	}
 	l.Report.Boots = append(l.Report.Boots, Boot{Kind: g.Kind, Seconds: l.seconds(g.Event.T)})
+	if b, err := l.block(); err == nil { // there is none without a plan
+		if err := l.writePlan(b); err != nil {
+			return err
+		}
+	}
 	l.say("%s boot of %s: user space is up, MemTotal %s", g.Kind, g.Release, phys.FormatSize(g.MemTotalKiB*phys.KiB))
 	return nil
 }

@@ -61,7 +61,7 @@ func tell(t *testing.T, root string, b *board, s Story) {
 
 // tidy removes the large files of a story that passed.
 func tidy(out string) error {
-	for _, name := range []string{"vmcore", wholeName, "vmcore.elf", "filtered", "disk.img", "initrd", "initramfs", "payload.itb", "flash.img"} {
+	for _, name := range []string{"vmcore", wholeName, convertedName, "filtered", "disk.img", "initrd", "initramfs", "payload.itb", "flash.img"} {
 		if err := os.RemoveAll(filepath.Join(out, name)); err != nil {
 			return err
 		}

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/agent"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/vmtest/story"
 )
@@ -43,6 +45,9 @@ func picture(w io.Writer, r *story.Report, dir string) {
 			fmt.Fprintf(w, "  last words %s\n", line)
 		}
 		fmt.Fprintf(w, "  registers  of %d of %d CPUs; caches of %d flushed\n", c.CPUsWithRegisters, r.CPUs, c.CPUsFlushed)
+		for i, cpu := range registers(filepath.Join(dir, "manifest.json")) {
+			fmt.Fprintf(w, "             CPU %d: pid %d, pc %s, sp %s\n", i, cpu.PID, cpu.PC, cpu.SP)
+		}
 	}
 	if c := r.Copy; c != nil && c.Seconds > 0 {
 		fmt.Fprintf(w, "  copied     %s of boot memory in %.2f s\n", phys.FormatSize(c.Bytes), c.Seconds)
@@ -79,6 +84,20 @@ var states = map[string][3]string{
 	"preserved":   {"RAM", "kept for the dump", "RAM"},
 	"lost":        {"reserved", "overwritten", "reserved"},
 	"margin":      {"reserved", "reserved", "reserved"},
+}
+
+// registers are those of each CPU, as a dump's manifest has them; none if it
+// can't be read.
+func registers(manifest string) (cpus []agent.CPU) {
+	b, err := os.ReadFile(manifest)
+	if err != nil {
+		return nil
+	}
+	var m agent.Manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil
+	}
+	return m.CPUs
 }
 
 // panicLine is the line of the crashed kernel's log that says why.

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/agent"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
@@ -50,6 +52,9 @@ func (l *Lab) save(dir string, truth *rig.Truth, painting rig.Painting) (saved, 
 	if l.name == "crash" || l.name == "stock" {
 		// As users do it; and all pages, to compare them.
 		if _, err := l.run("warmcore", "save", dir); err != nil {
+			return saved{}, err
+		}
+		if _, err := l.run("warmcore", "inspect", "--verify", path.Join(dir, agent.DumpName)); err != nil {
 			return saved{}, err
 		}
 		whole = dir + "-whole"

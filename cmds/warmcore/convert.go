@@ -54,6 +54,30 @@ type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }
 
+// context returns what a dump is written under. Signals that ask for an end make
+// one, in which what is incomplete is removed; the second one ends the program at
+// once, for the disk may be what it waits for. Those that were ignored when it
+// began stay so. A dump for standard output leaves nothing to remove, and a
+// reader that has stopped would keep it from ending.
+//
+// A reader of the messages, or of the dump, that went away is an error of that
+// write, not a signal: it must not end a save, or end it without a word.
+func (c *call) context(target string) (ctx context.Context, stop func()) {
+	signal.Ignore(syscall.SIGPIPE)
+	var end []os.Signal
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) {
+			end = append(end, s)
+		}
+	}
+	if target == agent.Stdout || len(end) == 0 {
+		return context.Background(), func() {}
+	}
+	ctx, stop = signal.NotifyContext(context.Background(), end...)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
 func saveDump(c *call) error {
 	o := agent.SaveOptions{Stdout: c.stdout}
 	if len(c.args) > 0 {
@@ -63,7 +87,9 @@ func saveDump(c *call) error {
 	if o.DumpOptions, err = c.dump.options(); err != nil {
 		return err
 	}
-	m, err := c.system.Save(o)
+	ctx, stop := c.context(o.Target)
+	defer stop()
+	m, err := c.system.Save(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -84,7 +110,7 @@ func convertDump(c *call) error {
 	if o.DumpOptions, err = c.dump.options(); err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := c.context(o.Out)
 	defer stop()
 	done, err := c.system.Convert(ctx, o)
 	if err != nil {

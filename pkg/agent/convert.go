@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -47,7 +48,7 @@ func (c *Conversion) Summary() string {
 
 // Convert writes the memory of dump files to another one, in another format,
 // or with fewer pages. It overwrites nothing: what is incomplete has
-// "-incomplete" behind its name.
+// "-incomplete" behind its name. When ctx ends, that is removed.
 func (s *System) Convert(ctx context.Context, o ConvertOptions) (*Conversion, error) {
 	if o.Out == Stdout {
 		o.Flattened = true
@@ -56,6 +57,7 @@ func (s *System) Convert(ctx context.Context, o ConvertOptions) (*Conversion, er
 		return nil, err
 	}
 	var files []dumpfile.File
+	var in []fs.FileInfo
 	for _, name := range o.In {
 		f, err := os.Open(name)
 		if err != nil {
@@ -66,6 +68,7 @@ func (s *System) Convert(ctx context.Context, o ConvertOptions) (*Conversion, er
 		if err != nil {
 			return nil, fmt.Errorf("open dump: %w", err)
 		}
+		in = append(in, st)
 		files = append(files, dumpfile.File{ReaderAt: f, Size: st.Size()})
 	}
 	src, err := dumpfile.Join(files...)
@@ -83,6 +86,13 @@ func (s *System) Convert(ctx context.Context, o ConvertOptions) (*Conversion, er
 		out, err = w.stream(ctx, o.Stdout)
 	} else {
 		w.final, w.incomplete = o.Out, o.Out+"-incomplete"
+		if err := w.spare(in); err != nil {
+			return nil, err
+		}
+		if err := w.claim(); err != nil {
+			return nil, err
+		}
+		defer w.close()
 		out, err = w.write(ctx)
 	}
 	var disk *errFull
@@ -97,6 +107,24 @@ func (s *System) Convert(ctx context.Context, o ConvertOptions) (*Conversion, er
 		Unreadable: extents(out.missing.Unreadable), Warnings: append(src.Info().Warnings, out.warnings...),
 	}
 	return c, nil
+}
+
+// spare refuses names that are those of the source: what is incomplete may be
+// what somebody wants to read, and claim would remove it.
+func (w *writer) spare(in []fs.FileInfo) error {
+	for i := range w.parts() {
+		name := w.name(w.incomplete, i)
+		st, err := os.Lstat(name)
+		if err != nil {
+			continue
+		}
+		for _, f := range in {
+			if os.SameFile(st, f) {
+				return refuse("give another name", "%s is to be read, and would be replaced", name)
+			}
+		}
+	}
+	return nil
 }
 
 // kernelOf returns what the kernel of a dump says about itself.
@@ -137,7 +165,7 @@ func extents(ranges []phys.Range) []Extent {
 
 // saveTo writes the dump of this boot to a pipe. Nobody here knows whether it
 // arrived: the dump stays offered.
-func (s *System) saveTo(to io.Writer, src *oldmem.Source, o SaveOptions, m *Manifest, started time.Time) error {
+func (s *System) saveTo(ctx context.Context, to io.Writer, src *oldmem.Source, o SaveOptions, m *Manifest, started time.Time) error {
 	mapped := src.Mapped()
 	defer mapped.Close()
 	memory, err := dumpfile.Open(mapped, int64(src.Size()))
@@ -147,7 +175,7 @@ func (s *System) saveTo(to io.Writer, src *oldmem.Source, o SaveOptions, m *Mani
 	w := &writer{System: s, DumpOptions: o.DumpOptions, src: memory, what: "save", started: started}
 	w.Flattened = true
 	w.kernel, w.err = kernelOf(memory)
-	out, err := w.stream(context.Background(), to)
+	out, err := w.stream(ctx, to)
 	if err != nil {
 		return fmt.Errorf("save dump: %w; the dump is still offered", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -125,29 +126,56 @@ type errFull struct {
 func (e *errFull) Error() string { return e.err.Error() }
 func (e *errFull) Unwrap() error { return e.err }
 
-// write writes the dump, syncs and checks it, and gives it its name.
-func (w *writer) write(ctx context.Context) (written, error) {
-	defer func() {
-		for _, f := range w.files {
-			f.Close()
-		}
-	}()
+// claim makes the files, before anything else is done, so that no other process
+// writes there.
+func (w *writer) claim() error {
 	for i := range w.parts() {
 		if _, err := os.Lstat(w.name(w.final, i)); err == nil {
-			return written{}, refuse("give another name", "%s exists already", w.name(w.final, i))
+			return exists(w.name(w.final, i))
 		}
 	}
+	for i := range w.parts() {
+		f, err := oldmem.Claim(w.name(w.incomplete, i))
+		if errors.Is(err, oldmem.ErrClaimed) {
+			err = refuse("wait until it is done, or give another name", "another process is writing %s", w.name(w.incomplete, i))
+		}
+		if err != nil {
+			w.remove()
+			return err
+		}
+		w.files = append(w.files, f)
+		w.sums = append(w.sums, checksum.NewWriter(f))
+	}
+	return nil
+}
+
+func exists(name string) error { return refuse("give another name", "%s exists already", name) }
+
+// close closes the files.
+func (w *writer) close() {
+	for _, f := range w.files {
+		f.Close()
+	}
+}
+
+// remove removes the files, which have no other name yet.
+func (w *writer) remove() {
+	for _, f := range w.files {
+		os.Remove(f.Name())
+	}
+}
+
+// write writes the dump into the files that were claimed, syncs and checks it,
+// and gives it its name.
+func (w *writer) write(ctx context.Context) (written, error) {
 	var dst []io.WriterAt
 	for i := range w.parts() {
-		if err := w.create(w.name(w.incomplete, i)); err != nil {
-			return written{}, err
-		}
 		dst = append(dst, w.sums[i])
 	}
 	if w.Flattened {
 		flat, err := flattened.NewWriter(io.NewOffsetWriter(w.sums[0], 0))
 		if err != nil {
-			return written{}, w.failed(err)
+			return written{}, w.failed(ctx, err)
 		}
 		w.flat = flat
 		dst[0] = &serial{dst: flat}
@@ -157,43 +185,35 @@ func (w *writer) write(ctx context.Context) (written, error) {
 		err = w.flat.Close()
 	}
 	if err != nil {
-		return written{}, w.failed(err)
+		return written{}, w.failed(ctx, err)
 	}
 	for i, f := range w.files {
 		if err := f.Sync(); err != nil {
-			return written{}, w.failed(fmt.Errorf("sync %s: %w", f.Name(), err))
+			return written{}, w.failed(ctx, fmt.Errorf("sync %s: %w", f.Name(), err))
 		}
-		file, err := w.describe(i)
+		file, err := w.describe(ctx, i)
 		if err != nil {
-			return written{}, err
+			return written{}, w.failed(ctx, err)
 		}
 		out.files = append(out.files, file)
 	}
 	if err := w.check(out.missing); err != nil {
-		return written{}, fmt.Errorf("check %s: %w", w.incomplete, err)
+		return written{}, w.failed(ctx, fmt.Errorf("check %s: %w", w.incomplete, err))
 	}
-	for i := range w.files {
-		if err := os.Rename(w.name(w.incomplete, i), w.name(w.final, i)); err != nil {
+	if ctx.Err() != nil {
+		return written{}, w.failed(ctx, context.Cause(ctx))
+	}
+	// From here on nothing stops it: some of the names are there.
+	for i, f := range w.files {
+		err := oldmem.Publish(f, w.name(w.incomplete, i), w.name(w.final, i))
+		if errors.Is(err, fs.ErrExist) {
+			return written{}, exists(w.name(w.final, i))
+		}
+		if err != nil {
 			return written{}, err
 		}
 	}
-	return out, nil
-}
-
-// create makes a file. What an earlier try left behind is replaced.
-func (w *writer) create(name string) error {
-	if st, err := os.Lstat(name); err == nil && st.Mode().IsRegular() {
-		if err := os.Remove(name); err != nil {
-			return err
-		}
-	}
-	f, err := oldmem.Create(name)
-	if err != nil {
-		return err
-	}
-	w.files = append(w.files, f)
-	w.sums = append(w.sums, checksum.NewWriter(f))
-	return nil
+	return out, oldmem.SyncDir(filepath.Dir(w.final))
 }
 
 // serial lets one goroutine at a time write.
@@ -208,9 +228,22 @@ func (s *serial) WriteAt(p []byte, off int64) (int, error) {
 	return s.dst.WriteAt(p, off)
 }
 
+// errStopped is the end of the context; partial files are gone.
+type errStopped struct{ cause error }
+
+func (e *errStopped) Error() string {
+	return fmt.Sprintf("stopped: %v; what was written is removed", e.cause)
+}
+func (e *errStopped) Unwrap() error { return e.cause }
+
 // failed explains an error of writing. With a full disk it makes room: a part
-// of a dump is worth less than that the system can run.
-func (w *writer) failed(err error) error {
+// of a dump is worth less than that the system can run. What was stopped leaves
+// nothing either, for without its headers a part of a dump is no dump.
+func (w *writer) failed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		w.remove()
+		return &errStopped{context.Cause(ctx)}
+	}
 	if !oldmem.Full(err) {
 		return err
 	}
@@ -219,8 +252,8 @@ func (w *writer) failed(err error) error {
 		if st, err := f.Stat(); err == nil {
 			done += uint64(st.Size())
 		}
-		os.Remove(f.Name())
 	}
+	w.remove()
 	need := done
 	if w.done.Phase == convert.Writing && w.done.Done > 0 {
 		need = uint64(float64(done) / float64(w.done.Done) * float64(w.done.Total))
@@ -304,7 +337,7 @@ func (w *writer) planned(r convert.Result) error {
 }
 
 // describe returns what the manifest says about part i.
-func (w *writer) describe(i int) (File, error) {
+func (w *writer) describe(ctx context.Context, i int) (File, error) {
 	f := w.files[i]
 	st, err := f.Stat()
 	if err != nil {
@@ -317,12 +350,25 @@ func (w *writer) describe(i int) (File, error) {
 	out := File{Name: filepath.Base(w.name(w.final, i)), Bytes: uint64(st.Size()), Written: uint64(w.sums[i].Written()), CRC32C: &sums}
 	if w.SHA256 {
 		h := sha256.New()
-		if _, err := io.Copy(h, io.NewSectionReader(f, 0, st.Size())); err != nil {
+		if _, err := io.Copy(h, stopReader{ctx, io.NewSectionReader(f, 0, st.Size())}); err != nil {
 			return File{}, fmt.Errorf("read back %s: %w", f.Name(), err)
 		}
 		out.SHA256 = hex.EncodeToString(h.Sum(nil))
 	}
 	return out, nil
+}
+
+// stopReader ends with its context.
+type stopReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (s stopReader) Read(p []byte) (int, error) {
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
+	}
+	return s.r.Read(p)
 }
 
 // samples is how many pages of a dump are read back, tries how many places are

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,8 +42,9 @@ type SaveOptions struct {
 
 // Save writes the dump that this boot offers into a directory and then marks
 // it saved. What it wrote is described by the manifest, which is saved beside
-// the dump.
-func (s *System) Save(o SaveOptions) (*Manifest, error) {
+// the dump. When ctx ends, what is incomplete is removed, and the dump is still
+// offered.
+func (s *System) Save(ctx context.Context, o SaveOptions) (*Manifest, error) {
 	if err := s.root(); err != nil {
 		return nil, err
 	}
@@ -77,15 +79,18 @@ func (s *System) Save(o SaveOptions) (*Manifest, error) {
 			m.describe(d)
 		}
 		m.Directory = Stdout
-		if err := s.saveTo(o.Stdout, src, o, m, started); err != nil {
+		if err := s.saveTo(ctx, o.Stdout, src, o, m, started); err != nil {
 			return nil, err
 		}
 		return m, nil
 	}
 	if o.Target == "" {
-		o.Target = s.path(filepath.Join(crashDir, s.host()+"-"+started.UTC().Format("2006-01-02-15-04-05")))
+		s.clean()
+		if o.Target, err = s.newDir(started); err != nil {
+			return nil, err
+		}
 	}
-	m, err := s.save(src, o, x, started)
+	m, err := s.save(ctx, src, o, x, started)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +151,68 @@ func (s *System) host() string {
 	return name[:min(len(name), 64)]
 }
 
-func (s *System) save(src *oldmem.Source, o SaveOptions, x *session, started time.Time) (*Manifest, error) {
+// dirTime is the time in the names of directories that Save makes.
+const dirTime = "2006-01-02-15-04-05"
+
+// maxDirs is how many names newDir tries: a machine whose clock starts anew in
+// each boot has some of them already.
+const maxDirs = 3600
+
+// newDir makes a directory for a dump.
+func (s *System) newDir(started time.Time) (string, error) {
+	top := s.path(crashDir)
+	if err := os.MkdirAll(top, 0o755); err != nil {
+		return "", fmt.Errorf("make directory for the dump: %w", err)
+	}
+	var err error
+	for i := range time.Duration(maxDirs) {
+		dir := filepath.Join(top, s.host()+"-"+started.Add(i*time.Second).UTC().Format(dirTime))
+		if err = os.Mkdir(dir, 0o700); err == nil {
+			return dir, nil
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			break
+		}
+	}
+	return "", fmt.Errorf("make directory for the dump: %w", err)
+}
+
+// clean removes dumps that other calls left incomplete, when they were killed or
+// the machine went down, in directories that newDir made: the disk may have no
+// room for them and this one, and without headers they are no dumps. The logs
+// beside them stay.
+func (s *System) clean() {
+	top := s.path(crashDir)
+	dirs, err := os.ReadDir(top)
+	if err != nil {
+		return // none, or the save will say what is wrong
+	}
+	for _, d := range dirs {
+		date, ours := strings.CutPrefix(d.Name(), s.host()+"-")
+		if _, err := time.Parse(dirTime, date); !ours || err != nil || !d.IsDir() {
+			continue
+		}
+		files, err := os.ReadDir(filepath.Join(top, d.Name()))
+		if err != nil {
+			continue
+		}
+		for _, f := range files {
+			if f.Name() != IncompleteName && !strings.HasPrefix(f.Name(), IncompleteName+".") {
+				continue
+			}
+			path := filepath.Join(top, d.Name(), f.Name())
+			size, err := oldmem.Discard(path)
+			switch {
+			case err == nil:
+				s.log().Warn("removed what an earlier save left incomplete", "file", path, "size", phys.FormatSize(uint64(size)))
+			case !errors.Is(err, oldmem.ErrClaimed):
+				s.log().Warn("what an earlier save left incomplete stays", "err", err)
+			}
+		}
+	}
+}
+
+func (s *System) save(ctx context.Context, src *oldmem.Source, o SaveOptions, x *session, started time.Time) (*Manifest, error) {
 	dir := o.Target
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return nil, fmt.Errorf("make directory for the dump: %w", err)
@@ -171,6 +237,14 @@ func (s *System) save(src *oldmem.Source, o SaveOptions, x *session, started tim
 	if err != nil {
 		return nil, err
 	}
+	w := &writer{
+		System: s, DumpOptions: o.DumpOptions, src: memory, kernel: d.info, err: d.err, what: "save", started: started,
+		final: filepath.Join(dir, DumpName), incomplete: filepath.Join(dir, IncompleteName),
+	}
+	if err := w.claim(); err != nil {
+		return nil, s.full(err, dir, 0, 0)
+	}
+	defer w.close()
 	// The log first: it is small, and often all that anyone needs.
 	text, lost, err := kernelLog(memory)
 	if err != nil {
@@ -179,21 +253,24 @@ func (s *System) save(src *oldmem.Source, o SaveOptions, x *session, started tim
 	} else {
 		file, err := writeFile(filepath.Join(dir, LogName), text)
 		if err != nil {
+			w.remove()
 			return nil, s.full(err, dir, uint64(len(text)), 0)
 		}
 		m.Files = append(m.Files, file)
 		m.LogLost = lost
 	}
 
-	w := &writer{
-		System: s, DumpOptions: o.DumpOptions, src: memory, kernel: d.info, err: d.err, what: "save", started: started,
-		final: filepath.Join(dir, DumpName), incomplete: filepath.Join(dir, IncompleteName),
-	}
-	out, err := w.write(context.Background())
+	out, err := w.write(ctx)
+	var refusal *Refusal
+	var stopped *errStopped
 	var disk *errFull
 	switch {
 	case errors.As(err, &disk):
 		return nil, s.full(err, dir, disk.need, disk.done)
+	case errors.As(err, &refusal):
+		return nil, err
+	case errors.As(err, &stopped):
+		return nil, fmt.Errorf("%w, the dump is still offered", err)
 	case err != nil:
 		return nil, fmt.Errorf("save dump: %w; what is in %s is not complete, the dump is still offered", err, dir)
 	}

@@ -75,7 +75,7 @@ func TestSave(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := m.Save(SaveOptions{DumpOptions: DumpOptions{Codec: zstd, Level: 31, SHA256: true}})
+	got, err := m.Save(t.Context(), SaveOptions{DumpOptions: DumpOptions{Codec: zstd, Level: 31, SHA256: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,18 +146,18 @@ func TestSave(t *testing.T) {
 		t.Errorf("steps (-want +got):\n%s", diff)
 	}
 
-	_, err = m.Save(SaveOptions{})
+	_, err = m.Save(t.Context(), SaveOptions{})
 	wantNothing(t, err)
 	elsewhere := filepath.Join(m.Root, "elsewhere")
-	if _, err := m.Save(SaveOptions{Target: elsewhere}); err != nil {
+	if _, err := m.Save(t.Context(), SaveOptions{Target: elsewhere}); err != nil {
 		t.Errorf("save again, elsewhere: %v", err)
 	}
-	_, err = m.Save(SaveOptions{Target: elsewhere})
+	_, err = m.Save(t.Context(), SaveOptions{Target: elsewhere})
 	wantRefusal(t, err, "has a dump already")
 	if _, err := m.Release(false); err != nil {
 		t.Fatal(err)
 	}
-	_, err = m.Save(SaveOptions{Target: filepath.Join(m.Root, "third")})
+	_, err = m.Save(t.Context(), SaveOptions{Target: filepath.Join(m.Root, "third")})
 	wantNothing(t, err)
 }
 
@@ -177,7 +177,7 @@ func TestSaveForms(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			m := captureBoot(t)
 			dir := filepath.Join(m.Root, "dump")
-			got, err := m.Save(SaveOptions{Target: dir, DumpOptions: tc.o})
+			got, err := m.Save(t.Context(), SaveOptions{Target: dir, DumpOptions: tc.o})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -197,13 +197,13 @@ func TestSaveForms(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			_, err = m.Save(SaveOptions{Target: dir, DumpOptions: tc.o})
+			_, err = m.Save(t.Context(), SaveOptions{Target: dir, DumpOptions: tc.o})
 			wantRefusal(t, err, "already")
 		})
 	}
 	m := captureBoot(t)
 	var pipe bytes.Buffer
-	if _, err := m.Save(SaveOptions{Target: Stdout, Stdout: &pipe}); err != nil {
+	if _, err := m.Save(t.Context(), SaveOptions{Target: Stdout, Stdout: &pipe}); err != nil {
 		t.Fatal(err)
 	}
 	name := filepath.Join(m.Root, "from-pipe")
@@ -225,7 +225,7 @@ func TestSaveForms(t *testing.T) {
 	if err := os.WriteFile(left, bytes.Repeat([]byte("what an earlier try left"), 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Save(SaveOptions{Target: dir}); err != nil {
+	if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err != nil {
 		t.Fatal(err)
 	}
 	samePages(t, filepath.Join(dir, DumpName))
@@ -233,7 +233,7 @@ func TestSaveForms(t *testing.T) {
 		t.Errorf("%s is still there", left)
 	}
 	for _, o := range []DumpOptions{{Split: 2, Format: convert.ELF}, {Split: 1000}, {Level: 32}} {
-		_, err := m.Save(SaveOptions{Target: filepath.Join(m.Root, "bad"), DumpOptions: o})
+		_, err := m.Save(t.Context(), SaveOptions{Target: filepath.Join(m.Root, "bad"), DumpOptions: o})
 		var r *Refusal
 		if !errors.As(err, &r) {
 			t.Errorf("Save with %+v: %v, want a refusal", o, err)
@@ -288,24 +288,24 @@ func TestConvert(t *testing.T) {
 
 func TestSaveNothing(t *testing.T) {
 	m := plainBoot(t)
-	_, err := m.Save(SaveOptions{})
+	_, err := m.Save(t.Context(), SaveOptions{})
 	wantNothing(t, err)
 	m = captureBoot(t)
 	m.file("proc/vmcore", "") // as Release hides it
 	m.setBlock(registration.Releasing, nil)
-	_, err = m.Save(SaveOptions{})
+	_, err = m.Save(t.Context(), SaveOptions{})
 	wantNothing(t, err)
 	m = captureBoot(t)
 	m.remove("proc/vmcore") // the kernel didn't take the ELF core header
-	_, err = m.Save(SaveOptions{})
+	_, err = m.Save(t.Context(), SaveOptions{})
 	wantRefusal(t, err, "this kernel offers no /proc/vmcore")
 	m = captureBoot(t)
 	m.setBlock(registration.Releasing, nil)
-	_, err = m.Save(SaveOptions{})
+	_, err = m.Save(t.Context(), SaveOptions{})
 	wantNothing(t, err)
 	m = captureBoot(t)
 	m.EUID = func() int { return 1 }
-	_, err = m.Save(SaveOptions{})
+	_, err = m.Save(t.Context(), SaveOptions{})
 	wantRefusal(t, err, "needs root")
 }
 
@@ -322,7 +322,7 @@ func TestSaveWithoutHandoff(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			m := captureBoot(t)
 			tc.change(m)
-			got, err := m.Save(SaveOptions{})
+			got, err := m.Save(t.Context(), SaveOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -348,7 +348,7 @@ func TestSaveDiskFull(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Unmount(disk, 0) })
 	dir := filepath.Join(disk, "dump")
-	_, err := m.Save(SaveOptions{Target: dir})
+	_, err := m.Save(t.Context(), SaveOptions{Target: dir})
 	if err == nil || !strings.Contains(err.Error(), "more are needed") || !strings.Contains(err.Error(), "still offered") {
 		t.Errorf("Save error = %v, want how much is missing", err)
 	}
@@ -367,8 +367,40 @@ func TestSaveDiskFull(t *testing.T) {
 	if err := unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=8m"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Save(SaveOptions{Target: dir}); err != nil {
+	if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err != nil {
 		t.Errorf("Save with room: %v", err)
+	}
+}
+
+// The directory that a save makes by itself is new, on a machine without a clock
+// too, and what earlier ones left incomplete makes room for it.
+func TestSaveAnew(t *testing.T) {
+	m := captureBoot(t)
+	const left, other = "var/crash/db_1-2026-11-20-00-00-00/", "var/crash/db_1-by-hand/"
+	stays := []string{
+		"var/crash/db_1-2026-11-22-12-00-01/vmcore", // the clock has been there before
+		left + LogName, other + IncompleteName, "var/crash/db_2-2026-11-20-00-00-00/" + IncompleteName,
+	}
+	goes := []string{left + IncompleteName, left + IncompleteName + ".1"}
+	for _, name := range append(goes, stays...) {
+		m.file(name, "earlier")
+	}
+	got, err := m.Save(t.Context(), SaveOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := m.path("var/crash/db_1-2026-11-22-12-00-02"); got.Directory != want {
+		t.Errorf("saved to %s, want %s", got.Directory, want)
+	}
+	for _, name := range stays {
+		if b, err := os.ReadFile(m.path(name)); err != nil || string(b) != "earlier" {
+			t.Errorf("%s is %q, %v; want it left alone", name, b, err)
+		}
+	}
+	for _, name := range goes {
+		if _, err := os.Lstat(m.path(name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
 	}
 }
 
@@ -382,7 +414,7 @@ func TestSaveIntoLink(t *testing.T) {
 	if err := os.Symlink(victim, filepath.Join(dir, IncompleteName)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Save(SaveOptions{Target: dir}); err == nil {
+	if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err == nil {
 		t.Error("Save followed a symbolic link")
 	}
 	if _, err := os.Stat(victim); err == nil {
@@ -395,14 +427,14 @@ func TestSaveBrokenDump(t *testing.T) {
 	b := vmcore(t)
 	b[0] = 'X'
 	m.file("proc/vmcore", string(b))
-	if _, err := m.Save(SaveOptions{}); err == nil || !strings.Contains(err.Error(), "read the dump's headers") {
+	if _, err := m.Save(t.Context(), SaveOptions{}); err == nil || !strings.Contains(err.Error(), "read the dump's headers") {
 		t.Errorf("Save of a broken dump: %v", err)
 	}
 	// Without a log, the dump is saved all the same.
 	m = captureBoot(t)
 	b = bytes.Replace(vmcore(t), []byte("SYMBOL(prb)"), []byte("SYMBOL(prx)"), 1)
 	m.file("proc/vmcore", string(b))
-	got, err := m.Save(SaveOptions{})
+	got, err := m.Save(t.Context(), SaveOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ func TestConvertKilled(t *testing.T) {
 		f.written(b)
 		points := int64(2)
 		if i == 0 {
-			points = 5
+			points = 6
 		}
 		killed := 0
 		for at := range points + 1 {
@@ -67,7 +67,7 @@ func TestSaveKilled(t *testing.T) {
 		return
 	}
 	for _, size := range []int64{0, 1, 1 << 20} {
-		p := b.command("save").start()
+		p := b.command("save").pause(slow).start()
 		if !p.wait(size) {
 			t.Fatalf("save was over before %d bytes: %s", size, p.stderr.String())
 		}
@@ -109,7 +109,7 @@ func TestStopped(t *testing.T) {
 	}
 	forms := outForms()
 	for i, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
-		p := b.command(forms[i].convert(b)...).start().stop()
+		p := b.command(forms[i].convert(b)...).startAndStop()
 		p.signal(s)
 		p.signal(syscall.SIGCONT)
 		p.exit(exitFailed, s.String()+" signal received; what was written is removed")
@@ -121,7 +121,7 @@ func TestStopped(t *testing.T) {
 	b.whole("out")
 	b.clear()
 
-	p := b.command("save", "--json", b.path("dump")).start().stop()
+	p := b.command("save", "--json", b.path("dump")).startAndStop()
 	p.signal(syscall.SIGTERM)
 	p.signal(syscall.SIGCONT)
 	p.exit(exitFailed, "the dump is still offered")
@@ -141,7 +141,7 @@ func TestStopped(t *testing.T) {
 	p = b.command()
 	p.cmd.Args = []string{"sh", "-c", `trap "" HUP; exec "$0" "$@"`, os.Args[0], "save", b.path("dump")}
 	p.cmd.Path = "/bin/sh"
-	p.start().stop()
+	p.startAndStop()
 	p.signal(syscall.SIGHUP)
 	p.signal(syscall.SIGCONT)
 	p.exit(exitDone, "")
@@ -155,7 +155,7 @@ func TestTwoAtOnce(t *testing.T) {
 		return
 	}
 	for _, f := range outForms() {
-		p := b.command(f.convert(b)...).start().stop()
+		p := b.command(f.convert(b)...).startAndStop()
 		b.run(exitRefused, "another process is writing", f.convert(b)...)
 		p.signal(syscall.SIGCONT)
 		p.exit(exitDone, "")
@@ -175,7 +175,7 @@ func TestTwoAtOnce(t *testing.T) {
 	b.whole("out")
 	b.clear()
 
-	p := b.command("save").start().stop()
+	p := b.command("save").startAndStop()
 	b.run(exitRefused, "another warmcore is at work", "save")
 	p.signal(syscall.SIGCONT)
 	p.exit(exitDone, "")
@@ -185,13 +185,13 @@ func TestTwoAtOnce(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(b.root, "proc/cmdline"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p = b.command("save", b.path("dump")).start().stop()
+	p = b.command("save", b.path("dump")).startAndStop()
 	b.run(exitRefused, "another process is writing", "save", b.path("dump"))
 	p.signal(syscall.SIGCONT)
 	p.exit(exitDone, "")
 	b.whole("dump/vmcore")
 	b.clear()
-	p = b.command("save").start().stop()
+	p = b.command("save").startAndStop()
 	b.run(exitDone, "", "save") // into a directory of its own
 	p.signal(syscall.SIGCONT)
 	p.exit(exitDone, "")
@@ -234,7 +234,7 @@ func TestTargetGone(t *testing.T) {
 			if err := os.Mkdir(b.path("dir"), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			p := b.command(tc.args...).start().stop()
+			p := b.command(tc.args...).startAndStop()
 			if err := tc.do(); err != nil {
 				t.Fatal(err)
 			}

@@ -26,14 +26,22 @@ import (
 // are below the variable's value.
 const processRoot = "WARMCORE_TEST_ROOT"
 
-// pause is what looking at the clock takes, which is done for each batch of
-// pages: a test must be fast enough to see how far a process is.
-const pause = 3 * time.Millisecond
+// processPause is what looking at the clock takes, which is done for each batch
+// of pages: a test must be fast enough to see how far a process is.
+const (
+	processPause = "WARMCORE_TEST_PAUSE"
+	quick        = 3 * time.Millisecond
+	slow         = 25 * time.Millisecond // where it must not be too late
+)
 
 func TestMain(m *testing.M) {
 	if root := os.Getenv(processRoot); root != "" {
-		slow := func() time.Time { time.Sleep(pause); return time.Now() }
-		os.Exit(run(os.Args[1:], environment{stdout: os.Stdout, stderr: os.Stderr, system: agent.System{Root: root, Now: slow}}))
+		pause, err := time.ParseDuration(os.Getenv(processPause))
+		if err != nil {
+			panic(err)
+		}
+		now := func() time.Time { time.Sleep(pause); return time.Now() }
+		os.Exit(run(os.Args[1:], environment{stdout: os.Stdout, stderr: os.Stderr, system: agent.System{Root: root, Now: now}}))
 	}
 	os.Exit(m.Run())
 }
@@ -213,8 +221,14 @@ type process struct {
 func (b *bench) command(args ...string) *process {
 	b.Helper()
 	p := &process{b: b, cmd: exec.Command(os.Args[0], args...), done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), processRoot+"="+b.root)
+	// The race detector otherwise sleeps for a second at the end.
+	p.cmd.Env = append(os.Environ(), processRoot+"="+b.root, "GORACE=atexit_sleep_ms=0")
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
+	return p.pause(quick)
+}
+
+func (p *process) pause(d time.Duration) *process {
+	p.cmd.Env = append(p.cmd.Env, processPause+"="+d.String())
 	return p
 }
 
@@ -284,9 +298,10 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// stop stops the process as soon as it writes.
-func (p *process) stop() *process {
+// startAndStop starts the process and stops it as soon as it writes.
+func (p *process) startAndStop() *process {
 	p.b.Helper()
+	p.pause(slow).start()
 	if !p.wait(1) {
 		p.b.Fatalf("%v was over at once: %s", p.cmd.Args[1:], p.stderr.String())
 	}

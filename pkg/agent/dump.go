@@ -129,10 +129,8 @@ func (e *errFull) Unwrap() error { return e.err }
 // claim makes the files, before anything else is done, so that no other process
 // writes there.
 func (w *writer) claim() error {
-	for i := range w.parts() {
-		if _, err := os.Lstat(w.name(w.final, i)); err == nil {
-			return exists(w.name(w.final, i))
-		}
+	if err := w.taken(); err != nil {
+		return err
 	}
 	for i := range w.parts() {
 		f, err := oldmem.Claim(w.name(w.incomplete, i))
@@ -146,6 +144,21 @@ func (w *writer) claim() error {
 		w.files = append(w.files, f)
 		w.sums = append(w.sums, checksum.NewWriter(f))
 	}
+	// Again: whoever had the files may have been done in between.
+	if err := w.taken(); err != nil {
+		w.remove()
+		return err
+	}
+	return nil
+}
+
+// taken refuses if a file has one of the final names.
+func (w *writer) taken() error {
+	for i := range w.parts() {
+		if _, err := os.Lstat(w.name(w.final, i)); err == nil {
+			return exists(w.name(w.final, i))
+		}
+	}
 	return nil
 }
 
@@ -158,10 +171,10 @@ func (w *writer) close() {
 	}
 }
 
-// remove removes the files, which have no other name yet.
+// remove removes the files that have no other name yet.
 func (w *writer) remove() {
 	for _, f := range w.files {
-		os.Remove(f.Name())
+		oldmem.Remove(f)
 	}
 }
 
@@ -207,6 +220,7 @@ func (w *writer) write(ctx context.Context) (written, error) {
 	for i, f := range w.files {
 		err := oldmem.Publish(f, w.name(w.incomplete, i), w.name(w.final, i))
 		if errors.Is(err, fs.ErrExist) {
+			w.remove()
 			return written{}, exists(w.name(w.final, i))
 		}
 		if err != nil {

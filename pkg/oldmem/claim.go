@@ -23,6 +23,9 @@ func Claim(path string) (*os.File, error) {
 		return nil, err
 	}
 	f, err := Create(path)
+	if errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("create %s: %w", path, ErrClaimed) // since then
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +91,13 @@ func names(path string, f *os.File) (bool, error) {
 	}
 	want, err := f.Stat()
 	return err == nil && os.SameFile(got, want), err
+}
+
+// Remove removes a claimed file, unless its name is another file's by now.
+func Remove(f *os.File) {
+	if same, err := names(f.Name(), f); err == nil && same {
+		os.Remove(f.Name())
+	}
 }
 
 // Publish gives a file that was made as from the name to. The error wraps

@@ -92,10 +92,11 @@ for deb in *.deb; do
 done
 cat >"$work/built/makedumpfile" <<EOF
 #!/bin/sh
-# Debian's makedumpfile with the libraries of its own release.
+# Debian's makedumpfile with the libraries of its own release. Its threads load
+# libgcc when they end, which fails now and then while the program does.
 here=\$(readlink -f "\$0")
 for loader in "\${here%/*}"/root/usr/lib/*/ld-linux-*.so.*; do
-	exec $emulator "\$loader" --library-path "\${loader%/*}" "\${here%/*}/root/usr/bin/makedumpfile" "\$@"
+	exec $emulator "\$loader" --library-path "\${loader%/*}" --preload "\${loader%/*}/libgcc_s.so.1" "\${here%/*}/root/usr/bin/makedumpfile" "\$@"
 done
 EOF
 chmod +x "$work/built/makedumpfile"

@@ -46,6 +46,9 @@ func (d *dumpFlags) options() (o agent.DumpOptions, err error) {
 	if d.workers < 0 || d.effort < 0 || d.effort > kdump.MaxLevel {
 		return agent.DumpOptions{}, &usageError{fmt.Sprintf("%d workers, compression level %d: want at least 0, and 0 to %d", d.workers, d.effort, kdump.MaxLevel)}
 	}
+	if d.level < 0 || d.level > 31 || d.split < 0 || d.split > agent.MaxSplit {
+		return agent.DumpOptions{}, &usageError{fmt.Sprintf("dump level %d, %d files: want 0, all pages, to 31, the kernel's own, and at most %d", d.level, d.split, agent.MaxSplit)}
+	}
 	return o, nil
 }
 

@@ -285,11 +285,16 @@ func reclaim(c *call) error {
 }
 
 func (c *call) moved(m agent.Moved, err error, done string) error {
-	if err != nil {
+	if err != nil && len(m.Left) == 0 {
 		return err
 	}
-	return c.print(m, fmt.Sprintf("%s: %s in %d memory blocks, MemTotal %d kB -> %d kB",
+	// With blocks left over, what was done and which they are, and the error.
+	printErr := c.print(m, fmt.Sprintf("%s: %s in %d memory blocks, MemTotal %d kB -> %d kB",
 		done, phys.FormatSize(m.Bytes), m.Blocks, m.MemTotalKiB[0], m.MemTotalKiB[1]))
+	if err != nil {
+		err = reportedError{err}
+	}
+	return errors.Join(printErr, err)
 }
 
 // dmesgResult is what dmesg --json prints.

@@ -62,7 +62,7 @@ func TestRun(t *testing.T) {
 		{"save with an unknown compression", []string{"save", "--compress", "lzo"}, exitUsage, "", `compression "lzo", want zstd`},
 		{"convert nothing", []string{"convert", "garbage"}, exitUsage, "", "warmcore: convert: want the dump"},
 		{"convert garbage", []string{"convert", "garbage", "new"}, exitFailed, "", "warmcore: convert: open dump:"},
-		{"convert at an unknown level", []string{"convert", "-d", "32", "garbage", "new"}, exitRefused, "", "no dump level 32"},
+		{"convert at an unknown level", []string{"convert", "-d", "32", "garbage", "new"}, exitUsage, "", "dump level 32"},
 		{"release", []string{"release"}, exitRefused, "", "warmcore: release: this kernel"},
 		{"lend", []string{"lend"}, exitRefused, "", "warmcore: lend: this kernel"},
 		{"reclaim", []string{"reclaim"}, exitRefused, "", "warmcore: reclaim: this kernel"},
@@ -125,6 +125,13 @@ func TestProgress(t *testing.T) {
 		"save: 1.2 GiB of 1.2 GiB (100%), 100 MiB/s\n"
 	if diff := cmp.Diff(want, console.String()); diff != "" {
 		t.Errorf("on a console (-want +got):\n%s", diff)
+	}
+	console.Reset()
+	phases := newProgressLine(&console, false)
+	phases.show(agent.Progress{What: "save (looking at pages)", Done: 1, Total: 2, Elapsed: time.Hour})
+	phases.show(agent.Progress{What: "save", Done: 100 * phys.MiB, Total: 200 * phys.MiB, Elapsed: 5 * time.Second})
+	if want := "save: 100 MiB of 200 MiB (50%), 20 MiB/s, 5s left\n"; !strings.HasSuffix(console.String(), want) {
+		t.Errorf("in the second phase: %q, want %q", console.String(), want)
 	}
 	var terminal bytes.Buffer
 	steps(newProgressLine(&terminal, true))

@@ -22,6 +22,7 @@ const (
 type progressLine struct {
 	w        io.Writer
 	terminal bool
+	what     string        // of the last one
 	shown    time.Duration // Elapsed of the last one shown
 	any      bool
 	width    int
@@ -35,6 +36,9 @@ func (l *progressLine) show(p agent.Progress) {
 	every := everyConsole
 	if l.terminal {
 		every = everyTerminal
+	}
+	if p.What != l.what { // its time begins anew
+		l.what, l.shown = p.What, 0
 	}
 	if p.Elapsed < l.shown+every && (p.Done < p.Total || !l.any) {
 		return // and nothing at all for what is over at once

@@ -93,7 +93,9 @@ func (s *System) Convert(ctx context.Context, o ConvertOptions) (*Conversion, er
 			return nil, err
 		}
 		defer w.close()
-		out, err = w.write(ctx)
+		if out, err = w.write(ctx); err == nil {
+			err = w.publish()
+		}
 	}
 	var disk *errFull
 	if errors.As(err, &disk) {

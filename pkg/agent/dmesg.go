@@ -19,6 +19,7 @@ type dump struct {
 	cpus   []elfcore.PRStatus // one for each CPU with registers
 	info   *vmcoreinfo.Info   // nil where infoErr says why
 	err    error
+	bad    []error // notes that can't be read
 }
 
 func readDump(r io.ReaderAt) (d dump, err error) {
@@ -31,13 +32,16 @@ func readDump(r io.ReaderAt) (d dump, err error) {
 		if n, err := r.ReadAt(b, int64(seg.Offset)); n < len(b) {
 			return dump{}, fmt.Errorf("read notes at offset %#x: %w", seg.Offset, err)
 		}
+		// They are of the crashed kernel's memory. Without them there is still
+		// the memory, so a bad one ends nothing.
 		notes, err := elfcore.ParseNotes(b)
 		if err != nil {
-			return dump{}, fmt.Errorf("notes at offset %#x: %w", seg.Offset, err)
+			d.bad = append(d.bad, fmt.Errorf("notes at offset %#x: %w", seg.Offset, err))
+			continue
 		}
 		cpus, err := elfcore.PRStatuses(d.header.Machine, notes)
 		if err != nil {
-			return dump{}, fmt.Errorf("notes at offset %#x: %w", seg.Offset, err)
+			d.bad = append(d.bad, fmt.Errorf("registers in the notes at offset %#x: %w", seg.Offset, err))
 		}
 		d.cpus = append(d.cpus, cpus...)
 		for _, n := range notes {
@@ -74,8 +78,11 @@ func (s *System) Dmesg(path string) (text []byte, lost int, err error) {
 		path = s.path(vmcoreFile)
 	}
 	src, err := oldmem.Open(path)
-	if offered && errors.Is(err, oldmem.ErrNone) {
+	switch none := errors.Is(err, oldmem.ErrNone); {
+	case none && offered:
 		return nil, 0, &Nothing{"there is no dump in this boot"}
+	case none:
+		return nil, 0, fmt.Errorf("read %s: no such file, or an empty one", path)
 	}
 	if err != nil {
 		return nil, 0, err

@@ -40,13 +40,13 @@ type DumpOptions struct {
 	SHA256    bool        // of each whole file, too: reads it again, on one CPU
 }
 
-// maxSplit caps DumpOptions.Split.
-const maxSplit = 256
+// MaxSplit caps DumpOptions.Split.
+const MaxSplit = 256
 
 func (o DumpOptions) check() error {
 	switch {
-	case o.Split < 0 || o.Split > maxSplit:
-		return refuse("choose another number", "a dump in %d files: 1 to %d are possible", o.Split, maxSplit)
+	case o.Split < 0 || o.Split > MaxSplit:
+		return refuse("choose another number", "a dump in %d files: 1 to %d are possible", o.Split, MaxSplit)
 	case o.Split > 1 && (o.Format != convert.KDump || o.Flattened):
 		return refuse("write kdump format, not flattened", "only kdump files can be split")
 	case o.Level < 0 || o.Level > 31:
@@ -93,10 +93,12 @@ type written struct {
 type writer struct {
 	*System
 	DumpOptions
-	src     corefile.Dump
-	kernel  *vmcoreinfo.Info // nil where kernelErr says why
-	err     error
-	what    string // for progress
+	src    corefile.Dump
+	kernel *vmcoreinfo.Info // nil where kernelErr says why
+	err    error
+	what   string // for progress
+	// phase began at started.
+	phase   convert.Phase
 	started time.Time
 	// final and incomplete are the files' names, without the number of a part.
 	final, incomplete string
@@ -178,8 +180,7 @@ func (w *writer) remove() {
 	}
 }
 
-// write writes the dump into the files that were claimed, syncs and checks it,
-// and gives it its name.
+// write writes the dump into the files that were claimed, syncs and checks it.
 func (w *writer) write(ctx context.Context) (written, error) {
 	var dst []io.WriterAt
 	for i := range w.parts() {
@@ -216,18 +217,23 @@ func (w *writer) write(ctx context.Context) (written, error) {
 	if ctx.Err() != nil {
 		return written{}, w.failed(ctx, context.Cause(ctx))
 	}
-	// From here on nothing stops it: some of the names are there.
+	return out, nil
+}
+
+// publish gives what was written its name. Nothing stops it: some of the names
+// may be there.
+func (w *writer) publish() error {
 	for i, f := range w.files {
 		err := oldmem.Publish(f, w.name(w.incomplete, i), w.name(w.final, i))
 		if errors.Is(err, fs.ErrExist) {
 			w.remove()
-			return written{}, exists(w.name(w.final, i))
+			return exists(w.name(w.final, i))
 		}
 		if err != nil {
-			return written{}, err
+			return err
 		}
 	}
-	return out, oldmem.SyncDir(filepath.Dir(w.final))
+	return oldmem.SyncDir(filepath.Dir(w.final))
 }
 
 // serial lets one goroutine at a time write.
@@ -296,6 +302,9 @@ func (w *writer) convert(ctx context.Context, dst []io.WriterAt) (out written, e
 		Format: w.Format, Codec: w.Codec, Level: w.Effort, DumpLevel: level, Workers: w.Workers, NoHoles: w.Flattened,
 		Planned: w.planned,
 		Progress: func(p convert.Progress) {
+			if p.Phase != w.phase { // each has its own rate
+				w.phase, w.started = p.Phase, w.now()
+			}
 			w.done = p
 			what := w.what
 			if p.Phase == convert.Scanning {

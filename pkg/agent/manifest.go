@@ -105,6 +105,9 @@ func (m *Manifest) describe(d dump) {
 	for _, c := range d.cpus {
 		m.CPUs = append(m.CPUs, CPU{PID: c.PID, PC: fmt.Sprintf("%#x", c.PC), SP: fmt.Sprintf("%#x", c.SP)})
 	}
+	for _, err := range d.bad {
+		m.Warnings = append(m.Warnings, err.Error())
+	}
 	if d.info == nil {
 		m.Warnings = append(m.Warnings, d.err.Error())
 		return

@@ -260,27 +260,8 @@ func (s *System) save(ctx context.Context, src *oldmem.Source, o SaveOptions, x 
 		m.LogLost = lost
 	}
 
-	out, err := w.write(ctx)
-	var refusal *Refusal
-	var stopped *errStopped
-	var disk *errFull
-	switch {
-	case errors.As(err, &disk):
-		return nil, s.full(err, dir, disk.need, disk.done)
-	case errors.As(err, &refusal):
+	if err := w.saveWith(ctx, m, dir); err != nil {
 		return nil, err
-	case errors.As(err, &stopped):
-		return nil, fmt.Errorf("%w, the dump is still offered", err)
-	case err != nil:
-		return nil, fmt.Errorf("save dump: %w; what is in %s is not complete, the dump is still offered", err, dir)
-	}
-	m.finish(out, s.now())
-	b, err := m.encode()
-	if err != nil {
-		return nil, err
-	}
-	if _, err := writeFile(filepath.Join(dir, ManifestName), b); err != nil {
-		return nil, s.full(err, dir, uint64(len(b)), 0)
 	}
 	for _, d := range []string{dir, filepath.Dir(dir)} {
 		if err := oldmem.SyncDir(d); err != nil {
@@ -288,6 +269,45 @@ func (s *System) save(ctx context.Context, src *oldmem.Source, o SaveOptions, x 
 		}
 	}
 	return m, nil
+}
+
+// saveWith writes the dump and its manifest. The dump gets its name last, so
+// that where there is one all of it is there.
+func (w *writer) saveWith(ctx context.Context, m *Manifest, dir string) error {
+	out, err := w.write(ctx)
+	if err == nil {
+		m.finish(out, w.now())
+		err = w.writeManifest(m, dir)
+	}
+	if err == nil {
+		err = w.publish()
+	}
+	var refusal *Refusal
+	var stopped *errStopped
+	var disk *errFull
+	switch {
+	case errors.As(err, &disk):
+		return w.full(err, dir, disk.need, disk.done)
+	case errors.As(err, &refusal):
+		return err
+	case errors.As(err, &stopped):
+		return fmt.Errorf("%w, the dump is still offered", err)
+	case err != nil:
+		return fmt.Errorf("save dump: %w; what is in %s is not complete, the dump is still offered", err, dir)
+	}
+	return nil
+}
+
+func (w *writer) writeManifest(m *Manifest, dir string) error {
+	b, err := m.encode()
+	if err != nil {
+		return err
+	}
+	if _, err = writeFile(filepath.Join(dir, ManifestName), b); oldmem.Full(err) {
+		w.remove()
+		return &errFull{err: err, done: m.Files[len(m.Files)-1].Written, need: m.Files[len(m.Files)-1].Written + uint64(len(b))}
+	}
+	return err
 }
 
 // full explains that a disk is full; other errors it returns as they are.
@@ -303,25 +323,36 @@ func (s *System) full(err error, dir string, size, done uint64) error {
 		err, phys.FormatSize(done), phys.FormatSize(size), phys.FormatSize(size-min(size, free)), phys.FormatSize(free))
 }
 
-// writeFile writes a new small file and syncs it. One that an earlier try left is
-// replaced.
+// writeFile writes a small file and syncs it; until then it has another name.
+// One that an earlier try left is replaced.
 func writeFile(path string, content []byte) (File, error) {
-	if st, err := os.Lstat(path); err == nil && st.Mode().IsRegular() {
-		if err := os.Remove(path); err != nil {
-			return File{}, err
+	incomplete := path + "-incomplete"
+	for _, name := range []string{incomplete, path} {
+		if st, err := os.Lstat(name); err == nil && st.Mode().IsRegular() {
+			if err := os.Remove(name); err != nil {
+				return File{}, err
+			}
 		}
 	}
-	f, err := oldmem.Create(path)
+	f, err := oldmem.Create(incomplete)
 	if err != nil {
 		return File{}, err
 	}
 	defer f.Close()
-	if _, err := f.Write(content); err != nil {
-		return File{}, fmt.Errorf("write %s: %w", path, err)
+	if err = writeSynced(f, content); err == nil {
+		err = oldmem.Publish(f, incomplete, path)
 	}
-	if err := f.Sync(); err != nil {
-		return File{}, fmt.Errorf("sync %s: %w", path, err)
+	if err != nil {
+		os.Remove(incomplete)
+		return File{}, fmt.Errorf("write %s: %w", path, err)
 	}
 	sum := sha256.Sum256(content)
 	return File{Name: filepath.Base(path), Bytes: uint64(len(content)), Written: uint64(len(content)), SHA256: hex.EncodeToString(sum[:])}, nil
+}
+
+func writeSynced(f *os.File, content []byte) error {
+	if _, err := f.Write(content); err != nil {
+		return err
+	}
+	return f.Sync()
 }

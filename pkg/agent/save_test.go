@@ -3,9 +3,11 @@ package agent
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -372,6 +374,46 @@ func TestSaveDiskFull(t *testing.T) {
 	}
 }
 
+// Wherever the disk is full, the log may be there, but no dump under its name,
+// and the same directory will do when there is room.
+func TestSaveDiskFullAnywhere(t *testing.T) {
+	if !oldmemtest.Namespace(t) {
+		return
+	}
+	failed := 0
+	for size := 4; ; size += 4 {
+		m := captureBoot(t)
+		disk := t.TempDir()
+		if err := unix.Mount("none", disk, "tmpfs", 0, fmt.Sprintf("size=%dk", size)); err != nil {
+			t.Fatalf("mount a small tmpfs: %v", err)
+		}
+		t.Cleanup(func() { unix.Unmount(disk, 0) })
+		dir := filepath.Join(disk, "dump")
+		if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err == nil {
+			break
+		}
+		failed++
+		left, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range left {
+			if f.Name() != LogName {
+				t.Errorf("%d KiB: %s is left", size, f.Name())
+			}
+		}
+		if err := unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=8m"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err != nil {
+			t.Errorf("%d KiB, and then room: %v", size, err)
+		}
+	}
+	if failed < 5 {
+		t.Errorf("%d sizes were too small, want the log's, the dump's and the manifest's", failed)
+	}
+}
+
 // The directory that a save makes by itself is new, on a machine without a clock
 // too, and what earlier ones left incomplete makes room for it.
 func TestSaveAnew(t *testing.T) {
@@ -440,6 +482,34 @@ func TestSaveBrokenDump(t *testing.T) {
 	}
 	if len(got.Files) != 1 || len(got.Warnings) != 2 || !strings.Contains(got.Warnings[0], "log can't be read") {
 		t.Errorf("files %v, warnings %q; want the dump and a warning", got.Files, got.Warnings)
+	}
+	// So are those of a CPU whose registers, or whose note, can't be read.
+	for _, tc := range []struct {
+		name  string
+		size  uint32 // of the second CPU's note
+		files int
+		want  string
+	}{
+		{"registers", 100, 2, "registers in the notes at offset 0x1000: "},
+		{"notes", 1 << 30, 1, "notes at offset 0x1000: "},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := captureBoot(t)
+			b := vmcore(t)
+			const second = 4096 + 20 + 336 // header with name, registers
+			binary.LittleEndian.PutUint32(b[second+4:], tc.size)
+			if tc.size < 336 { // the next one begins there
+				copy(b[second+20+int(tc.size):], b[second+20+336:3*4096])
+			}
+			m.file("proc/vmcore", string(b))
+			got, err := m.Save(t.Context(), SaveOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(got.Files) != tc.files || len(got.Warnings) == 0 || !strings.HasPrefix(got.Warnings[0], tc.want) {
+				t.Errorf("files %v, warnings %q; want %d files and %q", got.Files, got.Warnings, tc.files, tc.want)
+			}
+		})
 	}
 }
 

@@ -70,6 +70,9 @@ type StatusCapture struct {
 // Status says how things are. A machine that was not booted by the payload
 // has a status too: it is not armed.
 func (s *System) Status() (Status, error) {
+	if err := s.root(); err != nil {
+		return Status{}, err // what it may see would be half the truth
+	}
 	st := Status{Schema: StatusSchema, Boot: "plain"}
 	st.Kernel, _ = s.read("proc/sys/kernel/osrelease")
 	st.Memory.TotalKiB = s.memTotal()

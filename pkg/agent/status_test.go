@@ -12,6 +12,13 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
+func TestStatusWithoutRoot(t *testing.T) {
+	m := plainBoot(t)
+	m.EUID = func() int { return 1 }
+	_, err := m.Status()
+	wantRefusal(t, err, "this needs root")
+}
+
 func TestStatus(t *testing.T) {
 	for _, tc := range []struct {
 		name  string

@@ -299,7 +299,7 @@ func TestNothingToBoot(t *testing.T) {
 		if r.started || m.scans != 2*scanPatience+1 {
 			t.Errorf("started %v after %d looks, want none after %d", r.started, m.scans, 2*scanPatience+1)
 		}
-		const complaint = "error: no normal kernel was started, error: no boot entry; looked at: vda1 (ext4): no boot configuration; vdb: no file system that this payload knows -> looking again every second"
+		const complaint = "error: no normal kernel was started, error: no boot entry: repair the boot configuration on a disk; looked at: vda1 (ext4): no boot configuration; vdb: no file system that this payload knows -> looking again every second"
 		wantLog(t, r.log, complaint, complaint)
 		if n := strings.Count(r.log, complaint); n != 3 {
 			t.Errorf("complained %d times in %d looks, want once in %d", n, m.scans, scanPatience)
@@ -325,7 +325,7 @@ func TestNothingToBoot(t *testing.T) {
 		m := newMachine(t)
 		m.scanErr, m.waits = errBroken, 1
 		r := m.run()
-		wantLog(t, r.log, "looked_at: look for disks: broken for this test", "error: no normal kernel was started, error: no boot entry; looked at: look for disks: broken for this test -> looking again")
+		wantLog(t, r.log, "looked_at: look for disks: broken for this test", "error: no normal kernel was started, error: no boot entry: repair the boot configuration on a disk; looked at: look for disks: broken for this test -> looking again")
 	})
 	t.Run("kexec_load is refused", func(t *testing.T) {
 		m := newMachine(t)

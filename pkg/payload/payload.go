@@ -301,7 +301,7 @@ func (p *Payload) Run() error {
 func (p *Payload) bootAny(disks *normalboot.Disks) error {
 	entries := p.order(disks.Entries)
 	if len(entries) == 0 {
-		return fmt.Errorf("no boot entry; looked at: %s", strings.Join(disks.Looked, "; "))
+		return fmt.Errorf("no boot entry: repair the boot configuration on a disk; looked at: %s", strings.Join(disks.Looked, "; "))
 	}
 	var errs []error
 	for _, e := range entries {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 )
@@ -132,15 +133,42 @@ func (s Set) Size() uint64 {
 
 // Union returns the bytes in s or o.
 func (s Set) Union(o Set) Set {
-	return NewSet(slices.Concat(s, o)...)
+	out := make(Set, 0, len(s)+len(o))
+	for len(s) > 0 || len(o) > 0 {
+		if len(s) == 0 || len(o) > 0 && o[0].Start < s[0].Start {
+			s, o = o, s
+		}
+		r := s[0]
+		s = s[1:]
+		switch last := len(out) - 1; {
+		case r.Empty():
+		case last >= 0 && r.Start <= out[last].End:
+			out[last].End = max(out[last].End, r.End)
+		default:
+			out = append(out, r)
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// from returns the ranges of s that end behind a.
+func (s Set) from(a uint64) Set {
+	return s[sort.Search(len(s), func(i int) bool { return s[i].End > a }):]
 }
 
 // Minus returns the bytes in s that are not in o.
 func (s Set) Minus(o Set) Set {
 	var out Set
 	for _, r := range s {
+		o = o.from(r.Start)
 		for _, cut := range o {
-			if !cut.Overlaps(r) {
+			if cut.Start >= r.End {
+				break
+			}
+			if cut.Empty() {
 				continue
 			}
 			if cut.Start > r.Start {
@@ -157,25 +185,37 @@ func (s Set) Minus(o Set) Set {
 
 // Intersect returns the bytes in both s and o.
 func (s Set) Intersect(o Set) Set {
+	if len(s) > len(o) {
+		s, o = o, s
+	}
 	var out Set
 	for _, a := range s {
+		o = o.from(a.Start)
 		for _, b := range o {
+			if b.Start >= a.End {
+				break
+			}
 			if x := a.Intersect(b); !x.Empty() {
 				out = append(out, x)
 			}
 		}
 	}
-	return NewSet(out...)
+	return out
 }
 
 // Contains says whether every byte of r is in s.
 func (s Set) Contains(r Range) bool {
-	return r.Empty() || slices.ContainsFunc(s, func(in Range) bool { return in.Contains(r) })
+	if r.Empty() {
+		return true
+	}
+	s = s.from(r.Start)
+	return len(s) > 0 && s[0].Contains(r)
 }
 
 // Overlaps says whether s and r share a byte.
 func (s Set) Overlaps(r Range) bool {
-	return slices.ContainsFunc(s, r.Overlaps)
+	s = s.from(r.Start)
+	return len(s) > 0 && s[0].Overlaps(r)
 }
 
 // AlignIn returns the multiples of align in s: each range rounded inwards.

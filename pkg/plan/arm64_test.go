@@ -138,7 +138,7 @@ func TestARM64Refuses(t *testing.T) {
 		want string
 	}{
 		{"no architecture", Input{Firmware: virt(2 * gib), Policy: onVirt}, "no architecture"},
-		{"no RAM", Input{Arch: ARM64, Policy: onVirt}, "has no RAM:"},
+		{"no RAM", Input{Arch: ARM64, Policy: onVirt}, "has no RAM; the payload must"},
 		{"machine too small", Input{Arch: ARM64, Firmware: virt(512 * mib), Policy: Policy{Window: phys.Set{size(gib, 128*mib)}, Handoff: size(gib+128*mib, 2*mib)}}, "boot memory: want at least 256 MiB"},
 		{"no room for the copy", Input{Arch: ARM64, Firmware: virt(gib), Policy: with(onVirt, func(p *Policy) { p.BlockSize = 512 * mib })}, "destination: "},
 		{"all RAM is the window", Input{Arch: ARM64, Firmware: virt(gib), Policy: Policy{Window: phys.Set{size(gib, gib-2*mib)}, Handoff: size(2*gib-2*mib, 2*mib)}}, "there is no RAM outside"},

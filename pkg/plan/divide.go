@@ -52,13 +52,13 @@ func (p *Plan) grow(free phys.Set, target uint64, heads bool) (division, bool) {
 	best, fits := p.complete(boot, blocks)
 	// L and D come from the same blocks, so each block for L costs two.
 	slack := min(p.BlockSize/2, target/8)
-	for fits && len(blocks) > 0 && (best.boot.Size()+slack < target || largest(best.boot) < target/8*3) {
+	for fits && len(blocks) > 0 && (best.boot.Size()+slack < target || longest(best.boot).Size() < target/8*3) {
 		next := blocks[len(blocks)-1].End - p.BlockSize
 		low := best.boot.Intersect(phys.Set{{Start: 0, End: fourGiB}}).Size()
 		switch first := blocks[0].Start; {
 		case low < target/2 && first < fourGiB:
 			next = first
-		case p.Arch.KeepBottom && largest(best.boot) < target/8*3:
+		case p.Arch.KeepBottom && longest(best.boot).Size() < target/8*3:
 			next = first // the bottom is the piece that grows
 		}
 		take(next)
@@ -76,7 +76,10 @@ func (p *Plan) grow(free phys.Set, target uint64, heads bool) (division, bool) {
 // overwrites hold nothing to lose.
 func (p *Plan) room(start uint64, boot phys.Set) bool {
 	head, ok := p.head(start)
-	return ok && boot.Union(p.Window).Union(p.Lost).Union(p.Margin).Contains(head)
+	if !ok || head.Empty() {
+		return ok
+	}
+	return len(phys.Set{head}.Minus(boot).Minus(p.Window).Minus(p.Lost).Minus(p.Margin)) == 0
 }
 
 // head is where the info block of memory from start on lies.
@@ -91,16 +94,19 @@ func (p *Plan) head(start uint64) (phys.Range, bool) {
 // blocks their room. It is false where there is no destination as large.
 func (p *Plan) complete(boot, blocks phys.Set) (division, bool) {
 	d := division{boot: boot}
-	need := boot.Size()
+	need, have := boot.Size(), uint64(0)
+	var pieces, givers []phys.Range
 	for _, r := range slices.Backward(blocks) {
-		if d.destination.Size() >= need {
+		if have >= need {
 			break
 		}
-		piece, below := p.top(r, need-d.destination.Size(), p.room(r.Start, boot))
-		d.destination = d.destination.Union(phys.Set{piece})
-		d.boot = d.boot.Union(phys.Set{below})
+		piece, below := p.top(r, need-have, p.room(r.Start, boot))
+		pieces, givers = append(pieces, piece), append(givers, below)
+		have += piece.Size()
 		need += below.Size()
 	}
+	d.destination = phys.NewSet(pieces...)
+	d.boot = d.boot.Union(phys.NewSet(givers...))
 	d.preserved = blocks.Minus(d.boot).Minus(d.destination)
 	// In front of the destination, which is lent in each boot, nobody else
 	// may ever use the info block; in front of preserved memory it is hidden
@@ -114,10 +120,10 @@ func (p *Plan) complete(boot, blocks phys.Set) (division, bool) {
 func (d *division) giveUp(p *Plan, s phys.Set) (heads phys.Set) {
 	for _, r := range s {
 		if head, _ := p.head(r.Start); p.room(r.Start, d.boot) {
-			heads = heads.Union(phys.Set{head})
+			heads = append(heads, head)
 		}
 	}
-	heads = heads.Intersect(d.boot)
+	heads = phys.NewSet(heads...).Intersect(d.boot)
 	d.boot = d.boot.Minus(heads)
 	return heads
 }
@@ -143,11 +149,13 @@ func (p *Plan) top(r phys.Range, size uint64, room bool) (piece, below phys.Rang
 	return phys.Range{Start: start, End: r.End}, phys.Range{Start: start - p.BlockSize, End: start}
 }
 
-func largest(s phys.Set) (n uint64) {
+func longest(s phys.Set) (l phys.Range) {
 	for _, r := range s {
-		n = max(n, r.Size())
+		if r.Size() > l.Size() {
+			l = r
+		}
 	}
-	return n
+	return l
 }
 
 // windowMargin returns the info blocks that lie in front of the window.

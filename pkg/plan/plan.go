@@ -85,23 +85,40 @@ type Plan struct {
 	Copies      []phys.Copy // L to D
 }
 
-// Refusal is why there can't be a plan: a rule, and the range that breaks it.
+// Refusal is why there can't be a plan: a rule, the range that breaks it, which
+// may be empty, and what to do about it.
 type Refusal struct {
 	Rule  string
 	Range phys.Range
+	Todo  string
 }
 
-func (r *Refusal) Error() string { return fmt.Sprintf("no plan: %s: %v", r.Rule, r.Range) }
+func (r *Refusal) Error() string {
+	text := "no plan: " + r.Rule
+	if !r.Range.Empty() {
+		text += ": " + r.Range.String()
+	}
+	return text + "; " + r.Todo
+}
+
+// What to do, by the parameter that is wrong.
+const (
+	todoMap     = "the payload must get the machine's whole memory map from firmware"
+	todoWindow  = "correct warmcore.window=, or leave it out and confine the payload's kernel to the window"
+	todoHandoff = "correct warmcore.handoff= (on arm64 the device tree's node warmcore,handoff)"
+	todoSize    = "smaller warmcore.bootmem=, window or warmcore.block=, or more RAM"
+	todoBlock   = "correct warmcore.block="
+)
 
 // Make returns the plan for a machine, or a *Refusal.
 func Make(in Input) (*Plan, error) {
 	if in.Arch == (Arch{}) {
-		return nil, &Refusal{"no architecture", phys.Range{}}
+		return nil, &Refusal{"no architecture", phys.Range{}, "plan for AMD64 or ARM64"}
 	}
 	low := phys.NewSet(in.Arch.Low)
 	ram := in.Firmware.Set(memmap.RAM).Minus(low)
 	if len(ram) == 0 {
-		return nil, &Refusal{"the firmware's map has no RAM" + above(in.Arch), in.Arch.Low}
+		return nil, &Refusal{"the firmware's map has no RAM" + above(in.Arch), in.Arch.Low, todoMap}
 	}
 	if err := checkPolicy(in.Policy, in.Arch, ram); err != nil {
 		return nil, err
@@ -119,7 +136,7 @@ func Make(in Input) (*Plan, error) {
 	granule := in.Arch.Granule
 	p.Lost = pages(in.Overwritten, granule).Intersect(ram).Minus(p.Window)
 	if x := p.Lost.Intersect(phys.Set{p.Handoff}); len(x) > 0 {
-		return nil, &Refusal{"the boot loader overwrites the handoff area", x[0]}
+		return nil, &Refusal{"the boot loader overwrites the handoff area", x[0], todoHandoff}
 	}
 	free := ram.Minus(p.Window).Minus(phys.Set{p.Handoff}).Minus(p.Lost)
 	// Parts of pages can't be handed to anybody.
@@ -128,22 +145,29 @@ func Make(in Input) (*Plan, error) {
 	p.Margin = p.windowMargin(free)
 	free = free.Minus(p.Margin)
 	if len(free) == 0 {
-		return nil, &Refusal{"boot memory: there is no RAM outside window and handoff area", ram[len(ram)-1]}
+		return nil, &Refusal{"boot memory: there is no RAM outside window and handoff area", hull(ram), todoSize}
 	}
 
 	d := p.divide(free, bootTarget(in.Policy, ram.Size()))
 	if d.boot.Size() < MinBootMemory {
 		return nil, &Refusal{fmt.Sprintf("boot memory: want at least %s, there are %s of RAM outside window and handoff area, half of which is needed for the copy",
-			phys.FormatSize(MinBootMemory), phys.FormatSize(free.Size())), free[len(free)-1]}
+			phys.FormatSize(MinBootMemory), phys.FormatSize(free.Size())), hull(free), todoSize}
 	}
 	if have := d.destination.Size(); have < d.boot.Size() {
 		return nil, &Refusal{fmt.Sprintf("destination: boot memory is %s, and whole memory blocks of %s for its copy are only %s",
-			phys.FormatSize(d.boot.Size()), phys.FormatSize(p.BlockSize), phys.FormatSize(have)), ram[len(ram)-1]}
+			phys.FormatSize(d.boot.Size()), phys.FormatSize(p.BlockSize), phys.FormatSize(have)), longest(d.boot), todoSize}
 	}
 	p.Boot, p.Destination, p.Preserved, p.Margin = d.boot, d.destination, d.preserved, p.Margin.Union(d.margin)
 	p.Copies = pair(p.Boot, p.Destination)
+	if parts := p.Ranges(); len(parts) > registration.MaxPlan {
+		return nil, &Refusal{fmt.Sprintf("memory is in %d parts, more than the %d that the registration takes", len(parts), registration.MaxPlan),
+			parts[registration.MaxPlan].Range, "larger warmcore.block=, or a firmware that leaves fewer holes"}
+	}
 	return p, nil
 }
+
+// hull is from the first to the last of s, which isn't empty.
+func hull(s phys.Set) phys.Range { return phys.Range{Start: s[0].Start, End: s[len(s)-1].End} }
 
 // above says where RAM is looked for.
 func above(a Arch) string {
@@ -157,28 +181,28 @@ func checkPolicy(policy Policy, arch Arch, ram phys.Set) error {
 	h := policy.Handoff
 	switch {
 	case h.Size() < registration.SizeMin:
-		return &Refusal{fmt.Sprintf("the handoff area is smaller than %s", phys.FormatSize(registration.SizeMin)), h}
+		return &Refusal{fmt.Sprintf("the handoff area is smaller than %s", phys.FormatSize(registration.SizeMin)), h, todoHandoff}
 	case h.Size() > maxHandoff:
-		return &Refusal{fmt.Sprintf("the handoff area is larger than %s", phys.FormatSize(maxHandoff)), h}
+		return &Refusal{fmt.Sprintf("the handoff area is larger than %s", phys.FormatSize(maxHandoff)), h, todoHandoff}
 	case h.Start%arch.Granule != 0 || h.End%arch.Granule != 0:
-		return &Refusal{"the handoff area does not begin and end at a page", h}
+		return &Refusal{"the handoff area does not begin and end at a page", h, todoHandoff}
 	case !ram.Contains(h):
-		return &Refusal{"the handoff area is not RAM in the firmware's map", h}
+		return &Refusal{"the handoff area is not RAM in the firmware's map", h, todoHandoff}
 	case len(policy.Window) == 0:
-		return &Refusal{"the window is empty", phys.Range{}}
+		return &Refusal{"the window is empty", phys.Range{}, todoWindow}
 	case policy.BlockSize&(policy.BlockSize-1) != 0 || policy.BlockSize != 0 && policy.BlockSize < 2*phys.MiB:
-		return &Refusal{fmt.Sprintf("the memory block size %#x is not a power of two of at least 2 MiB", policy.BlockSize), phys.Range{}}
+		return &Refusal{fmt.Sprintf("the memory block size %#x is not a power of two of at least 2 MiB", policy.BlockSize), phys.Range{}, todoBlock}
 	}
 	for _, w := range policy.Window {
 		switch {
 		case w.Start < arch.Low.End:
-			return &Refusal{"the window reaches into the first MiB", w}
+			return &Refusal{"the window reaches into the first MiB", w, todoWindow}
 		case w.Start%arch.Granule != 0 || w.End%arch.Granule != 0:
-			return &Refusal{"the window does not begin and end at a page", w}
+			return &Refusal{"the window does not begin and end at a page", w, todoWindow}
 		case w.Overlaps(h):
-			return &Refusal{"the window overlaps the handoff area", w.Intersect(h)}
+			return &Refusal{"the window overlaps the handoff area", w.Intersect(h), todoWindow}
 		case !ram.Contains(w):
-			return &Refusal{"the window is not RAM in the firmware's map", w}
+			return &Refusal{"the window is not RAM in the firmware's map", w, todoWindow}
 		}
 	}
 	return nil

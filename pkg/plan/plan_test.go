@@ -3,6 +3,7 @@ package plan
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -99,6 +100,31 @@ var machines = []machine{
 	{"bootmem-1g", Input{Arch: AMD64, Firmware: q35(8 * gib), Policy: with(usual, func(p *Policy) { p.BootMemory = gib })}},
 }
 
+// islands is 2 GiB of RAM, and n blocks of it, each with a hole behind it.
+func islands(n int) memmap.Map {
+	ranges := []phys.Range{size(0, 640*phys.KiB), size(mib, 2*gib-mib)}
+	for i := range uint64(n) {
+		ranges = append(ranges, size(4*gib+i*512*mib, 256*mib))
+	}
+	return ram(ranges...)
+}
+
+// BenchmarkMake plans for RAM in pieces: the payload must do so at each reset.
+func BenchmarkMake(b *testing.B) {
+	for _, arch := range []Arch{AMD64, ARM64} {
+		for _, n := range []int{1, 100, 300} {
+			in := Input{Arch: arch, Firmware: islands(n), Policy: with(usual, func(p *Policy) { p.BlockSize = 128 * mib })}
+			b.Run(fmt.Sprintf("%s/%d", arch.Name, n), func(b *testing.B) {
+				for b.Loop() {
+					if _, err := Make(in); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
 // TestMake compares each plan with testdata/NAME.plan and proves it.
 func TestMake(t *testing.T) {
 	for _, m := range slices.Concat(machines, arm64Machines) {
@@ -140,18 +166,19 @@ func TestMakeRefuses(t *testing.T) {
 	}{
 		{"no RAM", Input{Arch: AMD64, Policy: usual}, "no RAM above 1 MiB"},
 		{"RAM below 1 MiB only", Input{Arch: AMD64, Firmware: ram(size(0, 640*phys.KiB)), Policy: usual}, "no RAM above 1 MiB"},
-		{"machine too small", Input{Arch: AMD64, Firmware: q35(640 * mib), Policy: usual}, "boot memory: want at least 256 MiB"},
+		{"machine too small", Input{Arch: AMD64, Firmware: q35(640 * mib), Policy: usual}, "outside window and handoff area, half of which is needed for the copy: 00100000-27fdefff; smaller warmcore.bootmem="},
 		{"no room for the copy", Input{Arch: AMD64, Firmware: ram(size(mib, 700*mib)), Policy: with(usual, func(p *Policy) { p.BlockSize = 256 * mib })}, "destination: "},
-		{"window outside RAM", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window[0] = size(3*gib, 128*mib) })}, "window is not RAM"},
+		{"window outside RAM", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window[0] = size(3*gib, 128*mib) })}, "window is not RAM in the firmware's map: c0000000-c7ffffff; correct warmcore.window="},
 		{"window over handoff area", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(400*mib, 2*mib) })}, "window overlaps the handoff area: 19000000-191fffff"},
 		{"window in the first MiB", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = phys.Set{size(0, 64*mib)} })}, "first MiB"},
-		{"no window", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = nil })}, "window is empty"},
+		{"no window", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = nil })}, "window is empty; correct warmcore.window="},
 		{"window of half pages", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Window = phys.Set{size(384*mib, 1234)} })}, "begin and end at a page"},
-		{"handoff area outside RAM", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(3*gib, 2*mib) })}, "handoff area is not RAM"},
+		{"handoff area outside RAM", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(3*gib, 2*mib) })}, "handoff area is not RAM in the firmware's map: c0000000-c01fffff; correct warmcore.handoff="},
 		{"handoff area too small", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(512*mib, mib) })}, "handoff area is smaller than 2 MiB"},
 		{"handoff area too large", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.Handoff = size(512*mib, 512*mib) })}, "handoff area is larger than 16 MiB"},
 		{"handoff area overwritten", Input{Arch: AMD64, Firmware: q35(2 * gib), Overwritten: phys.Set{size(513*mib, 1)}, Policy: usual}, "overwrites the handoff area: 20100000-20100fff"},
-		{"block size", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.BlockSize = 100 * mib })}, "not a power of two"},
+		{"block size", Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: with(usual, func(p *Policy) { p.BlockSize = 100 * mib })}, "not a power of two of at least 2 MiB; correct warmcore.block="},
+		{"too many parts", Input{Arch: AMD64, Firmware: islands(1500), Policy: with(usual, func(p *Policy) { p.BlockSize = 128 * mib })}, "more than the 1024 that the registration takes: "},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -155,7 +155,7 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
 	l.Cmdline = e.Cmdline
 	l.Map = p.firmware.Normalize()
-	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.Set{p.sys.Arch().Low, p.opts.Handoff})
+	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.NewSet(p.sys.Arch().Low, p.opts.Handoff))
 	entry, load, err := p.placeUnplanned(e, l)
 	if err != nil {
 		p.log.Warn("place the kernel", "error", err, "so", "all of it to kexec_load")

@@ -3,6 +3,7 @@
 package oldmem
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,23 +19,32 @@ import (
 const (
 	// mapWindow is how much is mapped at a time for a Mapped: the system
 	// calls cost a hundredth of touching it, and a few of them fit into what
-	// a save may use.
+	// a save may use. Device-dax wants multiples of 2 MiB.
 	mapWindow = 4 << 20
 	// idleWindows is how many windows that nobody looks at stay mapped.
 	idleWindows = 4
 )
 
-// Mapped reads a dump through windows of memory that is mapped from it. It is
-// a vmcore.FileViewer; its methods may run concurrently. Where the kernel or
-// the file system doesn't map, it reads.
+// Mapped reads a dump through windows of memory that is mapped from it, or from
+// the devices that were spliced into it. It is a vmcore.FileViewer; its methods
+// may run concurrently. Where a device doesn't map, the dump's file does; where
+// that doesn't, it is read.
 type Mapped struct {
-	file *os.File
-	size int64
+	file   *os.File
+	size   int64
+	flags  int // of mmap
+	pieces []mappedPiece
 
 	mu      sync.Mutex
 	windows map[int64]*window // by offset divided by mapWindow
 	idle    []int64           // keys of those without users, the longest idle first
 	refused bool              // to map; reading works
+}
+
+// mappedPiece is a Piece with the view of its device.
+type mappedPiece struct {
+	Piece
+	device *Mapped
 }
 
 type window struct {
@@ -46,16 +56,32 @@ type window struct {
 
 // Mapped returns a view of the dump, to be closed before the dump is.
 func (s *Source) Mapped() *Mapped {
-	return &Mapped{file: s.file, size: int64(s.size), windows: map[int64]*window{}}
+	m := newMapped(s.file, int64(s.size), unix.MAP_PRIVATE)
+	devices := map[*Device]*Mapped{}
+	for _, p := range s.pieces {
+		if devices[p.Device] == nil {
+			devices[p.Device] = p.Device.mapped()
+		}
+		m.pieces = append(m.pieces, mappedPiece{p, devices[p.Device]})
+	}
+	return m
+}
+
+func newMapped(f *os.File, size int64, flags int) *Mapped {
+	return &Mapped{file: f, size: size, flags: flags, windows: map[int64]*window{}}
 }
 
 // Close unmaps what nobody looks at. A view that is still going on unmaps its
 // window when it is done.
 func (m *Mapped) Close() error {
+	var errs []error
+	for _, p := range m.pieces {
+		errs = append(errs, p.device.Close())
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.refused = true
-	return m.trim(0)
+	return errors.Join(append(errs, m.trim(0))...)
 }
 
 // trim unmaps idle windows but for keep of them.
@@ -88,7 +114,7 @@ func (m *Mapped) acquire(key int64) *window {
 	m.mu.Unlock()
 	w.load.Do(func() {
 		off := key * mapWindow
-		w.mem, w.err = unix.Mmap(int(m.file.Fd()), off, int(min(mapWindow, m.size-off)), unix.PROT_READ, unix.MAP_PRIVATE)
+		w.mem, w.err = unix.Mmap(int(m.file.Fd()), off, int(min(mapWindow, m.size-off)), unix.PROT_READ, m.flags)
 	})
 	if w.err != nil {
 		m.release(key, w)
@@ -129,9 +155,8 @@ func (m *Mapped) ViewAt(off, n int64, f func(b []byte)) error {
 		return fmt.Errorf("view %#x bytes at offset %#x of a dump of %#x: %w", n, off, m.size, io.ErrUnexpectedEOF)
 	}
 	for n > 0 {
-		key, in := off/mapWindow, off%mapWindow
-		part := min(n, mapWindow-in)
-		if err := m.viewPart(key, in, part, f); err != nil {
+		part, err := m.viewPart(off, n, f)
+		if err != nil {
 			return err
 		}
 		off, n = off+part, n-part
@@ -139,21 +164,48 @@ func (m *Mapped) ViewAt(off, n int64, f func(b []byte)) error {
 	return nil
 }
 
-func (m *Mapped) viewPart(key, in, n int64, f func(b []byte)) error {
+// viewPart calls f with the first of n bytes at off, and returns how many.
+func (m *Mapped) viewPart(off, n int64, f func(b []byte)) (int64, error) {
+	i, _ := slices.BinarySearchFunc(m.pieces, off, func(p mappedPiece, off int64) int { return cmp.Compare(p.end(), off+1) })
+	if i < len(m.pieces) {
+		p := m.pieces[i]
+		start := int64(p.Offset)
+		if start > off {
+			n = min(n, start-off)
+		} else {
+			n = min(n, p.end()-off)
+			if part, err := p.device.viewWindow(int64(p.At)+off-start, n, f); part > 0 || err != nil {
+				return part, err
+			}
+		}
+	}
+	part, err := m.viewWindow(off, n, f)
+	if part > 0 || err != nil {
+		return part, err
+	}
+	n = min(n, mapWindow-off%mapWindow)
+	b := make([]byte, n)
+	if got, err := m.file.ReadAt(b, off); int64(got) < n {
+		return 0, fmt.Errorf("read %#x bytes at offset %#x: %w", n, off, err)
+	}
+	f(b)
+	return n, nil
+}
+
+// viewWindow calls f with the part of n bytes at off that lies in one window,
+// and returns its length: 0 and no error if that can't be mapped.
+func (m *Mapped) viewWindow(off, n int64, f func(b []byte)) (int64, error) {
+	key, in := off/mapWindow, off%mapWindow
+	n = min(n, mapWindow-in)
 	w := m.acquire(key)
 	if w == nil {
-		b := make([]byte, n)
-		if got, err := m.file.ReadAt(b, key*mapWindow+in); int64(got) < n {
-			return fmt.Errorf("read %#x bytes at offset %#x: %w", n, key*mapWindow+in, err)
-		}
-		f(b)
-		return nil
+		return 0, nil
 	}
 	defer m.release(key, w)
 	if at, ok := look(w.mem, func() { f(w.mem[in:][:n:n]) }); !ok {
-		return fmt.Errorf("offset %#x: %w", key*mapWindow+int64(at), ErrUnreadable)
+		return 0, fmt.Errorf("offset %#x of %s: %w", key*mapWindow+int64(at), m.file.Name(), ErrUnreadable)
 	}
-	return nil
+	return n, nil
 }
 
 // look calls f, which reads mem. Where that faults, ok is false, and at is the

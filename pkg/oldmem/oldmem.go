@@ -1,8 +1,8 @@
 //go:build linux
 
 // Package oldmem reads the memory of a crashed kernel where the running kernel
-// offers it, /proc/vmcore, and has what the files that it is saved to need of
-// the system.
+// offers it, /proc/vmcore and device-dax, and has what the files that it is
+// saved to need of the system.
 //
 // Invariants: a page that can't be read (a bad DIMM, a hole that the ELF core
 // header should not have) becomes an error of that read, never the end of the
@@ -24,8 +24,9 @@ var ErrNone = errors.New("no memory of a crashed kernel")
 
 // Source is an open dump.
 type Source struct {
-	file *os.File
-	size uint64
+	file   *os.File
+	size   uint64
+	pieces []Piece // by offset, disjoint
 }
 
 // Open opens /proc/vmcore, or a dump file, at path. The error wraps ErrNone if
@@ -51,7 +52,7 @@ func Open(path string) (*Source, error) {
 		f.Close()
 		return nil, fmt.Errorf("open %s: not a regular file", path)
 	}
-	return &Source{f, uint64(st.Size())}, nil
+	return &Source{file: f, size: uint64(st.Size())}, nil
 }
 
 // Size returns the size of the dump in bytes.

@@ -1,6 +1,7 @@
 // Package hotplug turns memory that a kernel was told to leave alone into
-// memory of the running kernel, and back: dax devices, the kmem driver, memory
-// blocks. On x86 that is Soft Reserved memory, with a device tree pmem regions.
+// memory of the running kernel, and back, or shows it as files: dax devices,
+// the kmem and device_dax drivers, memory blocks. On x86 that is Soft Reserved
+// memory, with a device tree pmem regions.
 //
 // It goes where it is told: which block may go online, and for what, is the
 // caller's decision from the memory plan. Everything here can be done twice.
@@ -108,12 +109,17 @@ func (s System) Load() error {
 	if len(nodes) > 0 {
 		return s.settle()
 	}
+	s.waitDevices()
+	return nil
+}
+
+// waitDevices waits until there are dax devices.
+func (s System) waitDevices() {
 	for end := time.Now().Add(s.Wait); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if entries, err := os.ReadDir(s.path(daxDevices)); err == nil && len(entries) > 0 {
-			break
+			return
 		}
 	}
-	return nil
 }
 
 // Missing returns the modules that Load would need and that the kernel of the

@@ -113,6 +113,9 @@ func (k *Kernel) addDevice(d device) {
 		node = "-1\n"
 	}
 	k.file(dir+"/target_node", node)
+	k.file(dir+"/align", "2097152\n")
+	k.file(dir+"/mapping0/page_offset", "0x0\n")
+	k.file(dir+"/dev", fmt.Sprintf("252:%d\n", len(k.dax)))
 	k.dax = append(k.dax, d)
 }
 

@@ -83,6 +83,13 @@ func (c *call) context(target string) (ctx context.Context, stop func()) {
 
 func saveDump(c *call) error {
 	o := agent.SaveOptions{Stdout: c.stdout}
+	switch c.read {
+	case "vmcore":
+	case "dax":
+		o.Dax = true
+	default:
+		return &usageError{fmt.Sprintf("read from %q: want vmcore or dax", c.read)}
+	}
 	if len(c.args) > 0 {
 		o.Target = c.args[0]
 	}

@@ -58,6 +58,7 @@ type verb struct {
 type options struct {
 	json, discard, verbose, verify bool
 	dump                           dumpFlags
+	read                           string // where save reads memory
 }
 
 // call is one verb being carried out.
@@ -73,6 +74,7 @@ var verbs = []verb{
 	{name: "disarm", does: "undo arm: a reset is no crash any more", run: disarm},
 	{name: "save", args: "[DIRECTORY | -]", does: "write the dump (default: into a new directory below /var/crash)", maxArgs: 1, run: saveDump, flags: func(f *flag.FlagSet, o *options) {
 		o.dump.register(f, 31)
+		f.StringVar(&o.read, "read", "vmcore", "where to read memory: `SOURCE` is vmcore, all from /proc/vmcore; or dax, from dax devices\nwhere they show it, which is faster (x86-64 only)")
 	}},
 	{name: "release", does: "give preserved memory back to this kernel", run: release, flags: func(f *flag.FlagSet, o *options) {
 		f.BoolVar(&o.discard, "discard", false, "release although the dump is not saved: it is lost")

@@ -60,6 +60,8 @@ func TestRun(t *testing.T) {
 		{"save", []string{"save"}, exitNothing, "", "warmcore: save: nothing to save"},
 		{"save in an unknown format", []string{"save", "--format", "tar"}, exitUsage, "", `format "tar", want kdump or elf`},
 		{"save with an unknown compression", []string{"save", "--compress", "lzo"}, exitUsage, "", `compression "lzo", want zstd`},
+		{"save by an unknown way", []string{"save", "--read", "mem"}, exitUsage, "", `read from "mem": want vmcore or dax`},
+		{"save by dax without a dump", []string{"save", "--read", "dax"}, exitNothing, "", "warmcore: save: nothing to save"},
 		{"convert nothing", []string{"convert", "garbage"}, exitUsage, "", "warmcore: convert: want the dump"},
 		{"convert garbage", []string{"convert", "garbage", "new"}, exitFailed, "", "warmcore: convert: open dump:"},
 		{"convert at an unknown level", []string{"convert", "-d", "32", "garbage", "new"}, exitUsage, "", "dump level 32"},

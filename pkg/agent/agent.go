@@ -77,6 +77,7 @@ type System struct {
 	Modprobe func(name string) error       // nil: modprobe(8)
 	Write    func(path, data string) error // of sysfs attributes; nil: the files
 	Hide     func(path, cover string) error
+	OpenDax  func(path, number string) (*os.File, error) // nil: oldmem.OpenDevice
 	Now      func() time.Time
 	EUID     func() int
 }
@@ -185,6 +186,7 @@ type session struct {
 	bytes []byte              // private copy of the area
 	block *registration.Block // nil where blockErr says why
 	err   error               // why block is nil
+	dax   daxSource
 	close func()
 }
 

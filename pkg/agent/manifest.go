@@ -38,6 +38,9 @@ type Manifest struct {
 	CPUsSeen    uint32 `json:"cpus_seen"`    // that the stub expected to flush
 	CPUsFlushed uint32 `json:"cpus_flushed"` // that did
 
+	// DaxBytes is how much of the dump's source was read from dax devices,
+	// instead of /proc/vmcore. Memory that the source has twice counts twice.
+	DaxBytes       uint64   `json:"dax_bytes,omitempty"`
 	Dump           DumpInfo `json:"dump"`
 	Files          []File   `json:"files"`
 	Unreadable     []Extent `json:"unreadable"`                // memory that could not be read: not in a kdump file, zero in an ELF file
@@ -83,6 +86,8 @@ func (s *System) manifest(x *session, started time.Time) *Manifest {
 		m.Warnings = append(m.Warnings, fmt.Sprintf("no registration: %v", x.err))
 		return m
 	}
+	m.DaxBytes = x.dax.bytes
+	m.Warnings = append(m.Warnings, x.dax.warnings...)
 	b := x.block
 	m.Release = b.Identity.Release
 	m.BuildID = hex.EncodeToString(b.Identity.BuildID)

@@ -37,6 +37,9 @@ type SaveOptions struct {
 	// saved then.
 	Target string
 	Stdout io.Writer
+	// Dax reads memory from dax devices where they show it, and the rest from
+	// /proc/vmcore.
+	Dax bool
 	DumpOptions
 }
 
@@ -73,6 +76,13 @@ func (s *System) Save(ctx context.Context, o SaveOptions) (*Manifest, error) {
 		return nil, err
 	}
 	started := s.now()
+	if o.Dax {
+		done, err := x.spliceDax(src)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+	}
 	if o.Target == Stdout {
 		m := s.manifest(x, started)
 		if d, err := readDump(src); err == nil {

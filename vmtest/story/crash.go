@@ -59,7 +59,12 @@ func (l *Lab) save(dir string, truth *rig.Truth, painting rig.Painting) (saved, 
 		}
 		whole = dir + "-whole"
 	}
-	if _, err := l.run("warmcore", "save", "--format", "elf", "--dump-level", "0", cmp.Or(whole, dir)); err != nil {
+	all := []string{"warmcore", "save", "--format", "elf", "--dump-level", "0", cmp.Or(whole, dir)}
+	if l.name == "small" && l.board == amd64 {
+		if err := l.saveByDax(append(all, "--read", "dax", "--json")...); err != nil {
+			return saved{}, err
+		}
+	} else if _, err := l.run(all...); err != nil {
 		return saved{}, err
 	}
 	l.Report.Copy = &Copy{Bytes: b.Capture.CopyBytes, Seconds: round(float64(b.Capture.CopyNanos) / 1e9)}
@@ -68,6 +73,23 @@ func (l *Lab) save(dir string, truth *rig.Truth, painting rig.Painting) (saved, 
 		CPUsWithRegisters: int(b.Capture.CPUsWithRegisters), CPUsFlushed: int(b.Capture.CPUsFlushed),
 	}
 	return saved{dir: dir, whole: whole, truth: truth, painting: painting, block: b}, nil
+}
+
+// saveByDax saves a dump that must all come from dax devices.
+func (l *Lab) saveByDax(argv ...string) error {
+	out, err := l.Guest.MustRun(l.ctx, argv...)
+	if err != nil {
+		return l.Machine.Fail(strings.Join(argv, " "), err)
+	}
+	var m agent.Manifest
+	if err := json.Unmarshal([]byte(out), &m); err != nil {
+		return l.Machine.Fail(strings.Join(argv, " "), fmt.Errorf("%w in %q", err, out))
+	}
+	if m.DaxBytes < m.Dump.Memory || len(m.Warnings) > 0 {
+		return l.Machine.Fail(strings.Join(argv, " "), fmt.Errorf("%d of %d bytes from dax devices, warnings %q", m.DaxBytes, m.Dump.Memory, m.Warnings))
+	}
+	l.say("save --read dax: %s", m.Summary())
+	return nil
 }
 
 // crashNow ends the guest in the manner of kind and waits for the boot that

@@ -37,7 +37,7 @@ var Stories = []Story{
 	{"stock", "the same with Debian's kernel as payload", Options{Memory: 2 * gib, CPUs: 2, Payload: "stock"}, (*Lab).crash, nil},
 	{"uboot", "the same, started by U-Boot from a FIT image", Options{Memory: 2 * gib, CPUs: 2, Firmware: "uboot"}, (*Lab).crash, []string{"arm64"}},
 	{"el2", "the same at EL2, where a hypervisor would be", Options{Memory: 1 * gib, CPUs: 2, Hypervisor: true}, (*Lab).crash, []string{"arm64"}},
-	{"small", "1 GiB, 1 CPU", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).crash, nil},
+	{"small", "1 GiB, 1 CPU; on amd64 the dump is read from dax devices", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).crash, nil},
 	{"big", "6 GiB with RAM above 4 GiB, 4 CPUs, an initrd of 150 MB", Options{Memory: 6 * gib, CPUs: 4}, (*Lab).big, nil},
 	{"again", "three crashes in a row on one machine", Options{Memory: 1 * gib, CPUs: 2, Cycles: 3}, (*Lab).crash, nil},
 	{"clean", "a clean reboot makes no dump", Options{Memory: 1 * gib, CPUs: 2}, (*Lab).clean, nil},

@@ -48,6 +48,8 @@ func bench(ctx context.Context, f flags, stdout io.Writer) error {
 	row("/proc/vmcore by read(), 1 MiB", rate(read), "")
 	row("/proc/vmcore by mmap, 16 MiB", rate(mmap), "")
 	row("  beside read()", fmt.Sprintf("%.1fx", mmap/read), ">= 8x")
+	row("device-dax by mmap, 16 MiB", rate(story.Median(m.DaxMmap)), "")
+	row("  beside read() of /proc/vmcore", fmt.Sprintf("%.1fx", story.Median(m.DaxMmap)/read), ">= 8x")
 	row("boot memory copied in the payload", fmt.Sprintf("%s in %.2f s", phys.FormatSize(m.CopyBytes), m.CopySeconds), "")
 	row("payload's own work in a capture boot", fmt.Sprintf("%.2f s", m.PayloadSeconds), "<= 1.5 s")
 	row("reset to user space of the capture boot", fmt.Sprintf("%.1f s", m.Crash.Seconds.Firmware+m.Crash.Seconds.Payload+m.Crash.Seconds.Kernel), "")

@@ -1,7 +1,8 @@
 //go:build linux
 
 // Measure compares the payload's way to copy with memcpy, as init of the
-// payload's kernel, and the ways to read /proc/vmcore, in a capture boot. It
+// payload's kernel, and the ways to read preserved memory, in a capture boot
+// after `warmcore save --read dax`, which leaves the dax devices to be read. It
 // prints JSON.
 package main
 
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -34,6 +36,7 @@ type result struct {
 	Copy2      []float64 `json:"copy_2_workers,omitempty"`
 	VmcoreMmap []float64 `json:"vmcore_mmap,omitempty"`
 	VmcoreRead []float64 `json:"vmcore_read,omitempty"`
+	DaxMmap    []float64 `json:"dax_mmap,omitempty"`
 }
 
 func main() {
@@ -171,9 +174,16 @@ func copyOn(cpus int, rates *[]float64) sample {
 
 func readVmcore() error {
 	var r result
+	dax, err := filepath.Glob("/dev/dax*")
+	if err != nil || len(dax) == 0 {
+		return errors.Join(err, errors.New("no dax device"))
+	}
 	return measureAll(&r,
 		sample{rates: &r.VmcoreRead, run: func() error { return read(size) }},
-		sample{rates: &r.VmcoreMmap, run: func() error { return mapped(size) }})
+		// The first loads begin behind the header and the notes, which are not
+		// mapped in windows.
+		sample{rates: &r.VmcoreMmap, run: func() error { return mapped("/proc/vmcore", syscall.MAP_PRIVATE, window) }},
+		sample{rates: &r.DaxMmap, run: func() error { return mapped(dax[0], syscall.MAP_SHARED, 0) }})
 }
 
 // read reads as cp does.
@@ -192,21 +202,21 @@ func read(size uint64) error {
 	return nil
 }
 
-// mapped maps windows of 16 MiB, as save does, and copies them out.
-func mapped(size uint64) error {
-	f, err := os.Open("/proc/vmcore")
+// window is what is mapped at a time.
+const window = 16 << 20
+
+// mapped maps windows of a file from an offset on and copies them out.
+func mapped(path string, flags int, from int64) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	const window = 16 << 20
 	buf := make([]byte, 1<<20)
-	// The first loads begin behind the header and the notes, which are not
-	// mapped in windows.
-	for off := uint64(window); off < size+window; off += window {
-		b, err := syscall.Mmap(int(f.Fd()), int64(off), window, syscall.PROT_READ, syscall.MAP_PRIVATE)
+	for off := from; off < from+size; off += window {
+		b, err := syscall.Mmap(int(f.Fd()), off, window, syscall.PROT_READ, flags)
 		if err != nil {
-			return fmt.Errorf("map /proc/vmcore at %#x: %w", off, err)
+			return fmt.Errorf("map %s at %#x: %w", path, off, err)
 		}
 		for part := range slices.Chunk(b, len(buf)) {
 			copy(buf, part)

@@ -274,3 +274,41 @@ func TestResetRegister(t *testing.T) {
 		})
 	}
 }
+
+// The stub writes where the table says: nothing but a port, or memory below
+// 4 GiB, may come of it.
+func FuzzResetRegister(f *testing.F) {
+	table := make([]byte, 244)
+	copy(table, "FACP")
+	table[113], table[116], table[128] = 1<<2, stub.SpaceIO, 6
+	f.Add(table)
+	f.Add(table[:128])
+	f.Fuzz(func(t *testing.T, table []byte) {
+		r := resetRegister(table)
+		io := r.Space == stub.SpaceIO && r.Address < 1<<16
+		memory := r.Space == stub.SpaceMemory && r.Address < 4*phys.GiB
+		if r != (stub.ResetRegister{}) && !io && !memory {
+			t.Errorf("reset register %+v", r)
+		}
+	})
+}
+
+// /proc/cpuinfo is the kernel's; what comes of it goes into the stub.
+func FuzzCPUInfo(f *testing.F) {
+	f.Add("processor\t: 0\napicid\t\t: 0\n\nprocessor\t: 1\napicid\t\t: 2\n")
+	f.Add("apicid : 4294967296\n")
+	f.Add("apicid:\n:\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		s := System{Root: t.TempDir()}
+		if err := os.MkdirAll(s.path("proc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(s.path("proc/cpuinfo"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		ids, err := s.apicIDs()
+		if err == nil && (len(ids) == 0 || len(ids) > stub.MaxCPUs) || err != nil && ids != nil {
+			t.Errorf("%d APIC IDs, %v", len(ids), err)
+		}
+	})
+}

@@ -91,3 +91,25 @@ func TestLoggerIsBounded(t *testing.T) {
 		t.Errorf("%d bytes are kept, want about %d", n, maxLogText)
 	}
 }
+
+// Whatever the command line, the options make sense by themselves: what the
+// plan relies on it checks, what the payload relies on is here.
+func FuzzParseCmdline(f *testing.F) {
+	f.Add("console=ttyS0 warmcore.window=128M@384M,2M@1M warmcore.handoff=4M@0x40000000 warmcore.lost=1M@2G")
+	f.Add("warmcore.bootmem=1G warmcore.block=2G warmcore.boot=/boot/vmlinuz warmcore.max_captures=0 warmcore.max_attempts=1 warmcore.off")
+	f.Add("warmcore.window= warmcore.window=18446744073709551615@1 warmcore.handoff=1@18446744073709551615 warmcore.block=-1")
+	f.Fuzz(func(t *testing.T, cmdline string) {
+		o, warnings := ParseCmdline(cmdline)
+		if len(warnings) > strings.Count(cmdline, "warmcore.") {
+			t.Errorf("%d warnings: %q", len(warnings), warnings)
+		}
+		for _, s := range []phys.Set{o.Window, o.Lost} {
+			if diff := cmp.Diff(phys.NewSet(s...), s); diff != "" {
+				t.Errorf("not a set (-want +got):\n%s", diff)
+			}
+		}
+		if o.Handoff.End < o.Handoff.Start || o.Limits.Attempts == 0 || o.Handover != "auto" && o.Handover != "vmcore" {
+			t.Errorf("options %+v", o)
+		}
+	})
+}

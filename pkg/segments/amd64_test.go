@@ -430,3 +430,30 @@ func FuzzAMD64(f *testing.F) {
 		}
 	})
 }
+
+// FuzzZeroPage reads what a boot loader left, as whatever it is.
+func FuzzZeroPage(f *testing.F) {
+	page := make([]byte, phys.PageSize)
+	page[offE820Entries] = 2
+	binary.LittleEndian.PutUint32(page[offRamdiskImage:], 0x7d00_0000)
+	binary.LittleEndian.PutUint32(page[offRamdiskSize:], 0x10_0000)
+	f.Add(page)
+	f.Add(page[:100])
+	f.Add(bytes.Repeat([]byte{0xff}, int(phys.PageSize)))
+	f.Fuzz(func(t *testing.T, page []byte) {
+		if r, ok := RamdiskRange(page); ok == r.Empty() || r.End < r.Start {
+			t.Errorf("ramdisk %v, %v", r, ok)
+		}
+		RSDP(page)
+		table, err := E820Table(page)
+		if err != nil {
+			if table != nil {
+				t.Errorf("a table of %d bytes, and %v", len(table), err)
+			}
+			return
+		}
+		if len(table) == 0 || len(table)%e820Size != 0 || len(table) > maxE820*e820Size {
+			t.Errorf("a table of %d bytes", len(table))
+		}
+	})
+}

@@ -38,10 +38,11 @@ const ReservationBlock = "memreserve"
 //     that linux,usable-memory-range leaves to the running kernel: boot loaders
 //     list there what they loaded.
 //
-// Regions in /reserved-memory that overlap are an error, and so is a tree
-// without memory, as a kernel gets it that finds its memory in EFI's tables.
-// A region without an address, which each kernel places by itself, is a
-// warning.
+// A tree without memory, as a kernel gets it that finds its memory in EFI's
+// tables, is an error. Regions in /reserved-memory that overlap are a warning,
+// and as kernels take them: what any of them but our own kinds covers is
+// Reserved. A region without an address, which each kernel places by itself,
+// is a warning, too.
 func DeviceTree(t *devicetree.Tree) (Map, error) {
 	m, err := readDeviceTree(t)
 	if err != nil {
@@ -178,13 +179,23 @@ func (m *Map) addReservedMemory(t *devicetree.Tree, root devicetree.Cells, ram p
 			}
 		}
 	}
+	m.warnOverlaps(entries)
+	return nil
+}
+
+// warnOverlaps says which reservations overlap. Kernels say so, too, and go
+// on (__rmem_check_for_overlap in drivers/of/of_reserved_mem.c, v6.12).
+func (m *Map) warnOverlaps(entries []Entry) {
 	slices.SortStableFunc(entries, func(a, b Entry) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
 	for i := 1; i < len(entries); i++ {
+		// a is the one of those before that reaches furthest.
 		if a, b := entries[i-1], entries[i]; a.Range.Overlaps(b.Range) {
-			return fmt.Errorf("/reserved-memory: node %q, %v, and node %q, %v, overlap", a.Name, a.Range, b.Name, b.Range)
+			m.warnf("/reserved-memory: node %q, %v, and node %q, %v, overlap", a.Name, a.Range, b.Name, b.Range)
+			if a.Range.End > b.Range.End {
+				entries[i] = a
+			}
 		}
 	}
-	return nil
 }
 
 // addNested adds an entry inside the RAM that it touches.

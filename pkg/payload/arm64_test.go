@@ -3,8 +3,11 @@ package payload
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/devicetree/devicetreetest"
@@ -19,38 +22,64 @@ import (
 )
 
 var (
+	boardRAM     = span(gib, 3*gib)
 	boardWindow  = span(0x70000000, 0x78000000)
 	boardHandoff = span(0x78000000, 0x78200000)
 )
 
 // newBoard is QEMU's virt machine with 2 GiB, started by a boot loader that
 // knows the handoff area.
-func newBoard(t *testing.T) *machine {
+func newBoard(t *testing.T) *machine { return newBoardUp(t, 0) }
+
+// newBoardUp is that machine with all of its RAM higher up.
+func newBoardUp(t *testing.T, up uint64) *machine {
 	t.Helper()
-	tree := devicetreetest.Tree("virt-2g")
-	c := devicetree.Cells{Address: 2, Size: 2}
-	reserved := tree.Root.Add("reserved-memory")
+	m := newMachine(t)
+	m.arch, m.tree = plan.ARM64, devicetreetest.Tree("virt-2g")
+	m.tree.Root.Remove(memmap.IsMemoryNode)
+	n := m.tree.Root.Add(fmt.Sprintf("memory@%x", boardRAM.Start+up))
+	n.SetString("device_type", "memory")
+	n.Set("reg", pair(t, moved(boardRAM, up)))
+	reserved := m.tree.Root.Add("reserved-memory")
 	reserved.SetUint32("#address-cells", 2)
 	reserved.SetUint32("#size-cells", 2)
 	reserved.Set("ranges", nil)
-	h := reserved.Add("handoff@78000000")
-	h.SetString("compatible", memmap.CompatibleHandoff)
-	reg, err := c.Value(boardHandoff)
-	if err != nil {
-		t.Fatal(err)
+	m.reserve("handoff", memmap.CompatibleHandoff, moved(boardHandoff, up))
+	m.chosen().Set("linux,usable-memory-range", pair(t, moved(boardWindow, up)))
+	m.readFirmware()
+	if m.firmwareErr != nil {
+		t.Fatal(m.firmwareErr)
 	}
-	h.Set("reg", reg)
-	firmware, err := memmap.DeviceTree(tree)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := newMachine(t)
-	m.arch, m.tree, m.firmware = plan.ARM64, tree, firmware
-	m.mem = physmemtest.New(t, firmware.Set(memmap.RAM))
-	m.own = phys.NewSet(boardWindow)
+	m.mem = physmemtest.New(t, m.firmware.Set(memmap.RAM))
+	m.own = phys.NewSet(moved(boardWindow, up))
 	m.entries[0].Kernel = normalboot.NewFile("/boot/vmlinuz", bytes.NewReader(segmentstest.DebianARM64(1).Image()))
 	return m
 }
+
+func moved(r phys.Range, up uint64) phys.Range { return span(r.Start+up, r.End+up) }
+
+// pair is a range as a property of two cells each.
+func pair(t testing.TB, r phys.Range) []byte {
+	t.Helper()
+	v, err := devicetree.Cells{Address: 2, Size: 2}.Value(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// reserve adds a node to /reserved-memory.
+func (m *machine) reserve(name, compatible string, r phys.Range) {
+	m.tb.Helper()
+	n := m.tree.Find("/reserved-memory").Add(fmt.Sprintf("%s@%x", name, r.Start))
+	n.SetString("compatible", compatible)
+	n.Set("reg", pair(m.tb, r))
+}
+
+func (m *machine) chosen() *devicetree.Node { return m.tree.Root.Add("chosen") }
+
+// readFirmware reads the map as Linux.FirmwareMap does.
+func (m *machine) readFirmware() { m.firmware, m.firmwareErr = memmap.DeviceTree(m.tree) }
 
 // TestInterruptTables: no warning where there is no reason for one.
 func TestInterruptTables(t *testing.T) {
@@ -91,26 +120,31 @@ func (m *machine) readTree(r *result, get func(addr, n uint64) []byte, entry, at
 	}
 	next, err := memmap.DeviceTree(tree)
 	if err != nil {
-		m.tb.Fatalf("the started kernel's memory: %v", err)
+		r.treeErr = err
+		return
 	}
 	r.ram = next.Set(memmap.RAM).Minus(next.Set(memmap.Reserved))
 }
 
-func (m *machine) boardPlan() *plan.Plan {
-	m.tb.Helper()
-	p, err := plan.Make(plan.Input{Arch: plan.ARM64, Firmware: m.firmware,
-		Policy: plan.Policy{Window: phys.NewSet(boardWindow), Handoff: boardHandoff}})
-	if err != nil {
-		m.tb.Fatal(err)
+// TestBoard takes a board through a plain boot, a reset while it is armed, and
+// the reset after that, with the dump still unsaved. With all RAM above 4 GiB
+// nothing may be cut to 32 bits.
+func TestBoard(t *testing.T) {
+	for _, up := range []uint64{0, 128 * gib} {
+		t.Run(fmt.Sprintf("RAM from %#x", boardRAM.Start+up), func(t *testing.T) {
+			m := newBoardUp(t, up)
+			testBoard(t, m, moved(boardRAM, up), moved(boardWindow, up), moved(boardHandoff, up))
+		})
 	}
-	return p
 }
 
-// TestBoard takes a board through a plain boot, a reset while it is armed, and
-// the reset after that, with the dump still unsaved.
-func TestBoard(t *testing.T) {
-	m := newBoard(t)
-	p := m.boardPlan()
+func testBoard(t *testing.T, m *machine, ram, window, handoff phys.Range) {
+	t.Helper()
+	p, err := plan.Make(plan.Input{Arch: plan.ARM64, Firmware: m.firmware,
+		Policy: plan.Policy{Window: phys.NewSet(window), Handoff: handoff}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	r := m.run()
 	if !r.started || !bytes.Equal(r.initrd, initrd) {
 		t.Fatalf("no kernel with its initrd was started:\n%s", r.log)
@@ -118,8 +152,11 @@ func TestBoard(t *testing.T) {
 	if !strings.Contains(r.cmdline, entryCmdline) || strings.Contains(r.cmdline, "elfcorehdr") {
 		t.Errorf("command line %q", r.cmdline)
 	}
-	if got := r.ram.Minus(phys.Set{boardHandoff}); !got.Overlaps(p.Preserved[0]) || got.Overlaps(p.Destination[0]) || got.Overlaps(boardWindow) {
+	if got := r.ram.Minus(phys.Set{handoff}); !got.Overlaps(p.Preserved[0]) || got.Overlaps(p.Destination[0]) || got.Overlaps(window) {
 		t.Errorf("RAM of the plain boot: %v", got)
+	}
+	if out := r.ram.Minus(phys.Set{ram}); len(out) > 0 || r.ram.Size() < gib {
+		t.Errorf("RAM of the plain boot: %v, want most of %v", r.ram, ram)
 	}
 	if _, ok := r.tree.Find("/chosen").Property("linux,elfcorehdr"); ok {
 		t.Error("a plain boot has an ELF core header")
@@ -128,16 +165,16 @@ func TestBoard(t *testing.T) {
 	copied := p.Copies[0]
 	old := bytes.Repeat([]byte("old memory"), 100)
 	m.mem.Set(copied.Src+0x5000, old)
-	block, err := registration.Load(m.mem.Get(boardHandoff))
+	block, err := registration.Load(m.mem.Get(handoff))
 	if err != nil {
 		t.Fatal(err)
 	}
 	arm(block)
-	off, data, err := registration.Store(block, m.mem.Get(boardHandoff))
+	off, data, err := registration.Store(block, m.mem.Get(handoff))
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.mem.Set(boardHandoff.Start+uint64(off), data)
+	m.mem.Set(handoff.Start+uint64(off), data)
 
 	for _, what := range []string{"capture", "the dump again"} {
 		r = m.run()
@@ -147,7 +184,7 @@ func TestBoard(t *testing.T) {
 		if got := m.mem.Get(span(copied.Dst+0x5000, copied.Dst+0x5000+uint64(len(old)))); !bytes.Equal(got, old) {
 			t.Errorf("%s: boot memory is not in its destination", what)
 		}
-		if extra := r.ram.Minus(p.Boot).Minus(phys.Set{boardHandoff}); len(extra) > 0 {
+		if extra := r.ram.Minus(p.Boot).Minus(phys.Set{handoff}); len(extra) > 0 {
 			t.Errorf("%s: RAM of the capture boot has %v, which is not boot memory", what, extra)
 		}
 		v, _ := r.tree.Find("/chosen").Property("linux,elfcorehdr")
@@ -184,8 +221,32 @@ func TestBoardRefuses(t *testing.T) {
 		}, []string{"warmcore.block=512M", "boot with the firmware's map"}},
 		{"no handoff area in the tree", func(m *machine) {
 			m.tree.Find("/reserved-memory").Children = nil
-			m.firmware, _ = memmap.DeviceTree(m.tree)
+			m.readFirmware()
 		}, []string{"the handoff area is not RAM", "boot with the firmware's map"}},
+		{"two reservations overlap", func(m *machine) {
+			m.reserve("secmon", "tz", span(0x50000000, 0x50200000))
+			m.reserve("ramoops", "ramoops", span(0x501ff000, 0x50210000))
+			m.readFirmware()
+		}, []string{`warn: firmware's memory map, warning: /reserved-memory: node "secmon@50000000", 50000000-501fffff, and node "ramoops@501ff000", 501ff000-5020ffff, overlap`,
+			"boot: plain"}},
+		{"a reservation over what the payload maps", func(m *machine) {
+			m.reserve("copy", memmap.CompatiblePayload, span(0x40000000, 0x50000000))
+			m.reserve("ramoops", "ramoops", span(0x4fff0000, 0x50010000))
+			m.readFirmware()
+		}, []string{`node "copy@40000000", 40000000-4fffffff, and node "ramoops@4fff0000"`, "boot: plain"}},
+		{"a reservation over the handoff area", func(m *machine) {
+			m.reserve("ramoops", "ramoops", span(0x781ff000, 0x78210000))
+			m.readFirmware()
+		}, []string{`node "handoff@78000000", 78000000-781fffff, and node "ramoops@781ff000"`, "the handoff area is not RAM", "boot with the firmware's map", "boot: without dumps"}},
+		{"a reservation in the payload's memory", func(m *machine) {
+			m.reserve("spin-table", "spin", span(0x70000000, 0x70010000))
+			m.readFirmware()
+		}, []string{"the window is not RAM", "boot: without dumps"}},
+		{"the same, /dev/mem is refused", func(m *machine) {
+			m.reserve("spin-table", "spin", span(0x70000000, 0x70010000))
+			m.readFirmware()
+			m.openErr = errBroken
+		}, []string{"all of it to kexec_load", "boot: without dumps"}},
 		{"slow memory", func(m *machine) { m.mem.Device = m.firmware.Set(memmap.RAM) }, []string{"slow:", "warmcore,payload"}},
 		{"interrupt tables in the window", func(m *machine) {
 			m.tree.Root.Add("its@8080000").SetString("compatible", "arm,gic-v3-its")
@@ -198,9 +259,101 @@ func TestBoardRefuses(t *testing.T) {
 			tt.change(m)
 			r := m.run()
 			wantLog(t, r.log, tt.log...)
-			if m.ownErr == nil && !r.started {
-				t.Errorf("no kernel was started:\n%s", r.log)
+			if m.ownErr != nil {
+				return // there is no place for a kernel
+			}
+			if !r.started || r.treeErr != nil || !bytes.Equal(r.initrd, initrd) {
+				t.Fatalf("no kernel with initrd and memory was started, %v:\n%s", r.treeErr, r.log)
+			}
+			for _, s := range m.loaded {
+				if m.firmware.Set(memmap.Reserved).Overlaps(s.Range) {
+					t.Errorf("%v is reserved", s)
+				}
+			}
+			if left := r.ram.Minus(m.firmware.Set(memmap.RAM)); len(left) > 0 {
+				t.Errorf("the kernel has %v as RAM, firmware hasn't", left)
 			}
 		})
 	}
+}
+
+// TestBoardUnread: a tree that says nothing about memory, or nothing that is
+// understood, goes to the normal kernel as it is.
+func TestBoardUnread(t *testing.T) {
+	noMemory := func(m *machine) { m.tree.Root.Remove(memmap.IsMemoryNode) }
+	tests := []struct {
+		name   string
+		change func(m *machine)
+		log    string
+	}{
+		{"no memory node", noMemory, "no RAM in the memory map"},
+		{"memory in EFI's tables", func(m *machine) {
+			noMemory(m)
+			for i, name := range []string{"linux,uefi-system-table", "linux,uefi-mmap-start"} {
+				m.chosen().SetUint64(name, 0xb0000000+uint64(i)<<16)
+			}
+			m.own = phys.NewSet(boardRAM)
+		}, "it is in EFI's tables"},
+		{"half a pair of cells", func(m *machine) {
+			n := m.tree.Find("/memory@40000000")
+			n.Set("reg", append(pair(t, boardRAM), 1, 2, 3, 4))
+			n.Set("linux,usable-memory", pair(t, boardWindow))
+		}, "not a whole number of pairs"},
+		{"half a pair of a reservation", func(m *machine) {
+			m.tree.Find("/reserved-memory").Add("x@0").Set("reg", []byte{1, 2, 3, 4})
+		}, "/reserved-memory: node"},
+		{"no cells", func(m *machine) { m.tree.Root.Delete("#address-cells") }, "the root has no #address-cells"},
+		{"three cells", func(m *machine) { m.tree.Root.SetUint32("#size-cells", 3) }, "want 1 or 2"},
+		{"usable memory", func(m *machine) { m.chosen().SetUint32("linux,usable-memory-range", 1) }, "linux,usable-memory-range: 4 bytes"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newBoard(t)
+			tt.change(m)
+			m.chosen().SetString("bootargs", "the payload's")
+			m.chosen().SetUint64("linux,initrd-start", 0x74000000)
+			m.chosen().SetUint64("linux,initrd-end", 0x74800000)
+			m.reserve("copy", memmap.CompatiblePayload, span(0x40000000, 0x50000000))
+			m.readFirmware()
+			if m.firmwareErr == nil {
+				t.Fatal("the tree can be read")
+			}
+			m.reserved = phys.NewSet(span(0x70000000, 0x70100000), span(0x77000000, 0x78000000))
+			r := m.run()
+			wantLog(t, r.log, "error: firmware's memory map, error: read device tree's memory: ", tt.log,
+				"the machine's device tree goes to it as it is", "boot: without dumps")
+			if !r.started || r.cmdline != entryCmdline || !bytes.Equal(r.initrd, initrd) {
+				t.Fatalf("no kernel with its command line and initrd was started: %v", r)
+			}
+			for _, s := range m.loaded {
+				if free, _ := m.FreeRAM(); !free.Contains(s.Range) {
+					t.Errorf("%v is not in the payload's free memory %v", s, free)
+				}
+			}
+			if _, confined := r.tree.Find("/chosen").Property("linux,usable-memory-range"); confined {
+				t.Error("the kernel is confined as the payload was")
+			}
+			// The machine's tree, but for what was the payload's.
+			want := m.tree.Clone()
+			want.Find("/reserved-memory").Remove(memmap.IsOurs)
+			for _, n := range want.Root.Children {
+				n.Delete("linux,usable-memory")
+			}
+			for _, tree := range []*devicetree.Tree{want, r.tree} {
+				tree.Find("/chosen").Delete("bootargs", "linux,usable-memory-range", "linux,initrd-start", "linux,initrd-end", "kaslr-seed", "rng-seed")
+			}
+			if diff := cmp.Diff(blob(t, want), blob(t, r.tree)); diff != "" {
+				t.Errorf("tree (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func blob(t *testing.T, tree *devicetree.Tree) string {
+	t.Helper()
+	b, err := tree.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return devicetreetest.Source(t, b)
 }

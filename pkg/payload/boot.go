@@ -179,12 +179,14 @@ func (p *Payload) placeUnplanned(e normalboot.Entry, l segments.Linux) (entry ui
 	if len(l.Own) == 0 {
 		return 0, nil, errors.New("the payload's own memory is not known")
 	}
-	l.Allowed = l.Allowed.Minus(l.Own)
+	own := l.Own
+	l.Own = own.Intersect(l.Allowed) // not what is reserved in it
+	l.Allowed = l.Allowed.Minus(own)
 	img, err := segments.Place(l)
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := p.forget(l.Own); err != nil {
+	if err := p.forget(own); err != nil {
 		return 0, nil, err
 	}
 	if err := p.place(img, e.Initrd); err != nil {
@@ -209,9 +211,14 @@ func (p *Payload) loadWhole(e normalboot.Entry, l segments.Linux) (entry uint64,
 	if p.sys.Arch() == plan.ARM64 {
 		// kexec writes through the kernel's linear map, where only its own
 		// memory is (arch/arm64/kernel/relocate_kernel.S, v6.12).
-		l.Allowed = l.Own
+		l.Allowed = l.Allowed.Intersect(l.Own)
+		l.Own = l.Allowed
 	}
 	img, err := segments.Place(l)
+	if err != nil && l.Tree != nil {
+		p.log.Error("place the kernel", "error", err, "so", "the machine's device tree goes to it as it is")
+		img, err = p.placeUnread(l)
+	}
 	if err != nil {
 		return 0, nil, err
 	}
@@ -229,6 +236,19 @@ func (p *Payload) loadWhole(e normalboot.Entry, l segments.Linux) (entry uint64,
 		load = append(load, phys.Segment{Name: "initrd", Range: phys.Range{Start: img.Initrd.Start, End: end}, Data: data})
 	}
 	return img.Trampoline.Range.Start, load, nil
+}
+
+// placeUnread places a kernel that is to find its memory by itself: the device
+// tree says where it is in no way that is understood here. What it reserves
+// isn't known either, but the running kernel keeps clear of it.
+func (p *Payload) placeUnread(l segments.Linux) (*segments.Image, error) {
+	free, err := p.sys.FreeRAM()
+	if err != nil {
+		return nil, err
+	}
+	l.Map, l.Handoff = memmap.Map{}, phys.Range{}
+	l.Own, l.Allowed = free, free
+	return segments.Place(l)
 }
 
 // place writes the kernel, its tables and the initrd to their places. That

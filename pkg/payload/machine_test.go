@@ -48,6 +48,7 @@ type machine struct {
 	arch     plan.Arch
 	firmware memmap.Map
 	own      phys.Set
+	reserved phys.Set         // in own
 	params   []byte           // x86
 	tree     *devicetree.Tree // arm64
 	entries  []normalboot.Entry
@@ -122,6 +123,11 @@ func (m *machine) OwnRAM() (phys.Set, error) {
 	return m.own, nil
 }
 
+func (m *machine) FreeRAM() (phys.Set, error) {
+	own, err := m.OwnRAM()
+	return own.Minus(m.reserved), err
+}
+
 func (m *machine) OpenMemory() (Memory, error) {
 	if m.openErr != nil {
 		return nil, m.openErr
@@ -183,6 +189,7 @@ type result struct {
 	cmdline string
 	ram     phys.Set // of the started kernel
 	tree    *devicetree.Tree
+	treeErr error // of reading memory in it
 	soft    phys.Set
 	code    []byte // at the kernel's entry
 	initrd  []byte

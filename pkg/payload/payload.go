@@ -10,7 +10,8 @@
 //  3. a boot with the firmware's own memory map, and no dumps;
 //  4. the same with every segment given to kexec_load, where physical memory
 //     can't be opened;
-//  5. the next boot entry, and a new look at the disks.
+//  5. the same with the machine's own device tree, where it can't be read;
+//  6. the next boot entry, and a new look at the disks.
 //
 // The log lies in the handoff area afterwards, for `warmcore log`.
 package payload
@@ -51,6 +52,8 @@ type System interface {
 	FirmwareMap() (memmap.Map, error)
 	// OwnRAM is the RAM that the running payload kernel uses for itself.
 	OwnRAM() (phys.Set, error)
+	// FreeRAM is the part of it that nobody has reserved, for any kernel.
+	FreeRAM() (phys.Set, error)
 	// BootParams is the running kernel's zero page, DeviceTree its device
 	// tree as the boot loader passed it; nil without one.
 	BootParams() []byte
@@ -104,6 +107,9 @@ func (p *Payload) Plan() {
 		p.log.Error("firmware's memory map", "error", err, "so", "boot with the payload's own memory, no dumps")
 		p.firmware = p.ownMap()
 		return
+	}
+	for _, w := range p.firmware.Warnings {
+		p.log.Warn("firmware's memory map", "warning", w)
 	}
 	if p.mem, err = p.sys.OpenMemory(); err != nil {
 		p.mem = nil

@@ -44,17 +44,6 @@ func (*Linux) Arch() plan.Arch {
 // memmap= does not change; a payload kernel without that
 // (CONFIG_FIRMWARE_MEMMAP) still has the e820 table of its zero page.
 func (l *Linux) FirmwareMap() (memmap.Map, error) {
-	m, err := l.firmwareMap()
-	if err != nil {
-		return memmap.Map{}, err
-	}
-	for _, w := range m.Warnings {
-		l.Log.Warn("firmware's memory map", "warning", w)
-	}
-	return m, nil
-}
-
-func (l *Linux) firmwareMap() (memmap.Map, error) {
 	if l.Arch() == plan.ARM64 {
 		tree, err := readTree()
 		if err != nil {
@@ -112,18 +101,43 @@ func (l *Linux) OwnRAM() (phys.Set, error) {
 	return ram, err
 }
 
-// systemRAM reads /proc/iomem.
+// FreeRAM is OwnRAM less what /proc/iomem calls reserved in it.
+func (l *Linux) FreeRAM() (phys.Set, error) {
+	own, err := l.OwnRAM()
+	if err != nil {
+		return nil, err
+	}
+	m, err := ioMem()
+	if err != nil {
+		return nil, err
+	}
+	return unreserved(own, m), nil
+}
+
+// unreserved is what arm64's kernels leave to kexec: in iomem they list as
+// "reserved" what firmware, EFI or an interrupt controller goes on using
+// (reserve_memblock_reserved_regions in arch/arm64/kernel/setup.c and
+// efi_mem_reserve_iomem in drivers/firmware/efi/efi.c, v6.12).
+func unreserved(own phys.Set, iomem memmap.Map) phys.Set {
+	return own.Minus(iomem.Named("reserved"))
+}
+
 func systemRAM() (phys.Set, error) {
+	m, err := ioMem()
+	return m.Top().Set(memmap.RAM), err
+}
+
+func ioMem() (memmap.Map, error) {
 	f, err := os.Open("/proc/iomem")
 	if err != nil {
-		return nil, fmt.Errorf("the payload kernel's RAM: %w", err)
+		return memmap.Map{}, fmt.Errorf("the payload kernel's RAM: %w", err)
 	}
 	defer f.Close()
 	m, err := memmap.IOMem(f)
 	if err != nil {
-		return nil, fmt.Errorf("the payload kernel's RAM: /proc/iomem: %w", err)
+		return memmap.Map{}, fmt.Errorf("the payload kernel's RAM: /proc/iomem: %w", err)
 	}
-	return m.Top().Set(memmap.RAM), nil
+	return m, nil
 }
 
 // BootParams reads the zero page that the running kernel keeps.

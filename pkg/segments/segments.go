@@ -43,8 +43,11 @@ type Linux struct {
 	Kernel     Kernel
 	InitrdSize uint64 // bytes; 0 for none. The caller writes them to Image.Initrd
 	Cmdline    string
-	Map        memmap.Map // the memory map for it
-	Allowed    phys.Set   // where anything may be placed
+	// Map is the memory map for it. On arm64, none leaves the memory of Tree as
+	// it is, EFI's tables included: for a tree that can't be read. Allowed must
+	// then be memory that the running kernel has free.
+	Map     memmap.Map
+	Allowed phys.Set // where anything may be placed
 
 	// For x86-64:
 

@@ -1,6 +1,7 @@
 package segments
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -12,17 +13,20 @@ import (
 // stale are the properties of /chosen that were for the payload's kernel.
 //
 //   - Seeds are used once: the payload's kernel had these.
-//   - EFI's map would be taken for the memory map instead of the nodes
-//     (efi_init in drivers/firmware/efi/efi-init.c, v6.12).
 //   - What an older kexec handed over lies in memory that is another's now.
 var stale = []string{
 	"bootargs",
 	"linux,usable-memory-range", "linux,elfcorehdr",
 	"linux,initrd-start", "linux,initrd-end",
 	"kaslr-seed", "rng-seed",
+	"linux,ima-kexec-buffer", "linux,ima-kexec-buffer-size", "linux,kho-fdt", "linux,kho-scratch",
+}
+
+// staleEFI are those of EFI. A kernel takes its map for the memory map instead
+// of the nodes (efi_init in drivers/firmware/efi/efi-init.c, v6.12).
+var staleEFI = []string{
 	"linux,uefi-system-table", "linux,uefi-mmap-start", "linux,uefi-mmap-size", "linux,uefi-mmap-desc-size",
 	"linux,uefi-mmap-desc-ver", "linux,uefi-secure-boot",
-	"linux,ima-kexec-buffer", "linux,ima-kexec-buffer-size", "linux,kho-fdt", "linux,kho-scratch",
 }
 
 // treeWriter makes the normal kernel's device tree of the machine's.
@@ -38,6 +42,9 @@ type treeWriter struct {
 // but for its memory, for what was the payload's, and for our own nodes. It
 // proves what it made by reading it as the payload reads a machine's tree.
 func (l Linux) normalTree(initrd, header phys.Range) (*devicetree.Tree, error) {
+	if len(l.Map.Entries) == 0 {
+		return l.sameTree(initrd, header)
+	}
 	firmware, err := memmap.DeviceTree(l.Tree)
 	if err != nil {
 		return nil, err
@@ -59,12 +66,37 @@ func (l Linux) normalTree(initrd, header phys.Range) (*devicetree.Tree, error) {
 	for _, step := range []func() error{
 		func() error { return w.reserved(l.Handoff) },
 		func() error { return w.regions(ids) },
-		func() error { return w.chosen(l, initrd, header) },
+		func() error { return w.chosen(l, initrd, header, staleEFI) },
 		w.check,
 	} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("write device tree: %w", err)
 		}
+	}
+	return w.Tree, nil
+}
+
+// sameTree returns the machine's tree with nothing changed but what was the
+// payload's. A kernel finds its memory by it as the running one has, in the
+// nodes or in EFI's tables. What is in them, nobody here has to understand.
+func (l Linux) sameTree(initrd, header phys.Range) (*devicetree.Tree, error) {
+	switch {
+	case l.Tree.Root == nil:
+		return nil, errors.New("write device tree: the machine's has no root")
+	case !header.Empty():
+		return nil, errors.New("write device tree: a capture kernel without a memory map")
+	}
+	w := treeWriter{Tree: l.Tree.Clone()}
+	for _, n := range w.Root.Children {
+		if memmap.IsMemoryNode(n) {
+			n.Delete("linux,usable-memory")
+		}
+	}
+	if r := w.Find("/reserved-memory"); r != nil {
+		r.Remove(memmap.IsOurs)
+	}
+	if err := w.chosen(l, initrd, header, nil); err != nil {
+		return nil, fmt.Errorf("write device tree: %w", err)
 	}
 	return w.Tree, nil
 }
@@ -187,9 +219,12 @@ func (w *treeWriter) regions(ids []nodeMemory) error {
 	return nil
 }
 
-func (w *treeWriter) chosen(l Linux, initrd, header phys.Range) error {
+// chosen writes what is for the normal kernel in the place of what is stale,
+// in which alsoStale counts.
+func (w *treeWriter) chosen(l Linux, initrd, header phys.Range, alsoStale []string) error {
 	c := w.Root.Add("chosen")
 	c.Delete(stale...)
+	c.Delete(alsoStale...)
 	c.SetString("bootargs", l.Cmdline)
 	if !initrd.Empty() {
 		c.SetUint64("linux,initrd-start", initrd.Start)

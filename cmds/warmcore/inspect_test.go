@@ -213,7 +213,8 @@ func TestInspectJSON(t *testing.T) {
 			"registers": []any{map[string]any{"pid": 42.0, "pc": "0x0", "sp": "0x0"}},
 			"page_size": 4096.0, "memory": []any{map[string]any{"start": "0x0", "bytes": 20480.0}},
 			"memory_bytes": 20480.0, "held_bytes": 16384.0,
-			"warnings": []any{"read printk log: VMCOREINFO describes no log (kernels before v3.5, or without printk)"},
+			"unreadable": []any{},
+			"warnings":   []any{"read printk log: VMCOREINFO describes no log (kernels before v3.5, or without printk)"},
 		}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

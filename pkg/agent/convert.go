@@ -32,12 +32,13 @@ type ConvertOptions struct {
 
 // Conversion is what Convert did, as manifest.json's schema says it.
 type Conversion struct {
-	Schema     int      `json:"schema"`
-	Seconds    float64  `json:"seconds"`
-	Dump       DumpInfo `json:"dump"`
-	Files      []File   `json:"files"` // none on Stdout
-	Unreadable []Extent `json:"unreadable"`
-	Warnings   []string `json:"warnings,omitempty"`
+	Schema         int      `json:"schema"`
+	Seconds        float64  `json:"seconds"`
+	Dump           DumpInfo `json:"dump"`
+	Files          []File   `json:"files"`      // none on Stdout
+	Unreadable     []Extent `json:"unreadable"` // now, or when the source was written
+	MoreUnreadable uint64   `json:"more_unreadable,omitempty"`
+	Warnings       []string `json:"warnings,omitempty"`
 }
 
 // Summary is one line for people.
@@ -106,7 +107,7 @@ func (s *System) Convert(ctx context.Context, o ConvertOptions) (*Conversion, er
 	}
 	c := &Conversion{
 		Schema: ManifestSchema, Seconds: s.now().Sub(started).Seconds(), Dump: out.info, Files: out.files,
-		Unreadable: extents(out.missing.Unreadable), Warnings: append(src.Info().Warnings, out.warnings...),
+		Unreadable: extents(out.missing.Unreadable), MoreUnreadable: out.missing.MoreUnreadable, Warnings: append(src.Info().Warnings, out.warnings...),
 	}
 	return c, nil
 }

@@ -15,7 +15,8 @@
 // the number of workers, so that the same source gives the same file; each
 // page is read once and copied before it is looked at, for the memory of a
 // machine whose devices were not stopped may change; a page that can't be read
-// is left out and named in the result, never the end; the memory that is taken
+// is left out and named in the result and in the files, never the end, and so
+// is one that the source names; the memory that is taken
 // is that of the batches, which are a few for each worker, and of the page map;
 // the headers are written last, so that what an error or a kill leaves behind
 // is no dump.
@@ -90,6 +91,9 @@ type Options struct {
 	// Dropped, Counts, and Kept, of which some may turn out to be unreadable.
 	// Its error ends the conversion before anything is written.
 	Planned func(Result) error
+	// Written is called with each page that is written and its address, as it
+	// was read, by several goroutines at once. It must not keep or change it.
+	Written func(addr uint64, page []byte)
 	// Progress is called now and then, by any goroutine, but one at a time.
 	Progress func(Progress)
 }
@@ -124,10 +128,11 @@ type Result struct {
 	Zero     uint64 // of Kept, that are all zeroes
 	Filled   uint64 // all of whose 64-bit words are the same, zeroes not included
 	Raw      uint64 // that did not get smaller
-	// Unreadable is memory that could not be read and is not in a kdump file,
-	// or zero in an ELF file. MoreUnreadable counts pages behind the last
-	// range that is listed.
-	Unreadable     []phys.Range
+	// Unreadable is memory that could not be read, now or, as the source says,
+	// when it was written, and is not in a kdump file, or zero in an ELF file.
+	// MoreUnreadable counts pages that are not listed. The files name the same,
+	// as vmcore.UnreadableText.
+	Unreadable     phys.Set
 	MoreUnreadable uint64
 	// Data is the bytes of the pages in the files, Size is the files' sizes.
 	Data     uint64
@@ -200,6 +205,7 @@ func convert(ctx context.Context, src vmcore.Dump, filter Filter, dst []io.Write
 	if err := j.pump(); err != nil {
 		return Result{}, err
 	}
+	j.result.inherit(info)
 	if err := j.out.finish(); err != nil {
 		return Result{}, err
 	}
@@ -237,6 +243,24 @@ func (j *job) progress(p Progress) {
 	defer j.mu.Unlock()
 	p.Done = min(p.Done, p.Total)
 	j.Progress(p)
+}
+
+// inherit adds what the source names.
+func (r *Result) inherit(info *vmcore.Info) {
+	r.MoreUnreadable += info.MoreUnreadable
+	if len(info.Unreadable) == 0 {
+		return
+	}
+	r.Unreadable = r.Unreadable.Union(info.Unreadable)
+	for len(r.Unreadable) > maxUnreadable {
+		last := len(r.Unreadable) - 1
+		r.MoreUnreadable += (r.Unreadable[last].Size()-1)/r.PageSize + 1
+		r.Unreadable = r.Unreadable[:last]
+	}
+}
+
+func (j *job) unreadableText() []byte {
+	return vmcore.UnreadableText(j.result.Unreadable, j.result.MoreUnreadable, j.info.PageSize)
 }
 
 // unreadable notes a page that could not be read.

@@ -149,6 +149,16 @@ func forms(t testing.TB) []form {
 	}
 }
 
+func formOf(t testing.TB, name string) form {
+	t.Helper()
+	all := forms(t)
+	i := slices.IndexFunc(all, func(f form) bool { return f.name == name })
+	if i < 0 {
+		t.Fatalf("no form %q", name)
+	}
+	return all[i]
+}
+
 // write converts src and opens the result.
 func write(t testing.TB, src vmcore.Dump, filter convert.Filter, f form) (vmcore.Dump, convert.Result, []*file) {
 	t.Helper()
@@ -304,24 +314,74 @@ func TestConvertFilter(t *testing.T) {
 
 // Pages that can't be read are named, and cost nothing else.
 func TestConvertUnreadable(t *testing.T) {
-	s := vmcoretest.Parse(t, "0x0-0x20000 raw text good\n0x20000-0x23000 unwritten\n0x23000-0x30000 raw text good\n0x30000 unwritten\n0x31000 raw random 2")
+	s := vmcoretest.Parse(t, `
+cpu 42
+0x0-0x20000 raw text good
+0x20000-0x22000 unwritten
+0x22000 unreadable
+0x23000-0x30000 raw text good
+0x30000 unwritten
+0x31000-0x40000 raw random 2
+0x40000 unreadable
+`)
 	src := openBytes(t, s.Kdump(t))
-	want := []phys.Range{{Start: 0x20000, End: 0x23000}, {Start: 0x30000, End: 0x31000}}
+	for i := range s.Pages {
+		if !s.Pages[i].Held() {
+			s.Pages[i].Stored = vmcoretest.Unreadable
+		}
+	}
+	want := s.Unreadable()
 	for _, f := range forms(t) {
 		t.Run(f.name, func(t *testing.T) {
-			got, r, _ := write(t, src, nil, f)
+			got, r, files := write(t, src, nil, f)
 			if diff := cmp.Diff(want, r.Unreadable); diff != "" {
 				t.Errorf("unreadable (-want +got):\n%s", diff)
 			}
-			for _, p := range s.Pages {
-				b := make([]byte, 4096)
-				err := got.ReadPhys(b, p.Addr)
-				switch {
-				case p.Held() && (err != nil || !bytes.Equal(b, p.Data)):
-					t.Errorf("page %#x: %v, or another content", p.Addr, err)
-				case !p.Held() && f.o.Format == convert.KDump && vmcoretest.Missing(err) != vmcore.Excluded:
-					t.Errorf("page %#x, which could not be read: %v", p.Addr, err)
+			s.Check(t, got)
+			if len(files) > 1 {
+				for i, f := range files {
+					if diff := cmp.Diff(want, openBytes(t, f.b).Info().Unreadable); diff != "" {
+						t.Errorf("unreadable in file %d of a split dump (-want +got):\n%s", i, diff)
+					}
 				}
+			}
+			// Once named, always named.
+			for _, name := range []string{"snappy", "split", "ELF"} {
+				g := formOf(t, name)
+				again, r, _ := write(t, got, nil, g)
+				if diff := cmp.Diff(want, r.Unreadable); diff != "" {
+					t.Errorf("to %s: unreadable (-want +got):\n%s", g.name, diff)
+				}
+				s.Check(t, again)
+				if !bytes.Equal(again.Info().Notes, src.Info().Notes) {
+					t.Errorf("to %s: notes of %d bytes, want %d", g.name, len(again.Info().Notes), len(src.Info().Notes))
+				}
+			}
+		})
+	}
+}
+
+// More unreadable ranges than a dump can name are counted.
+func TestConvertMuchUnreadable(t *testing.T) {
+	s := vmcoretest.Parse(t, "0x0-0x4000000 raw text good")
+	for i := range s.Pages {
+		if i%2 == 1 {
+			s.Pages[i].Stored, s.Pages[i].Data = vmcoretest.Unwritten, nil
+		}
+	}
+	src := openBytes(t, s.Kdump(t))
+	for _, name := range []string{"snappy", "ELF"} {
+		t.Run(name, func(t *testing.T) {
+			f := formOf(t, name)
+			got, r, _ := write(t, src, nil, f)
+			info := got.Info()
+			named := uint64(len(info.Unreadable))
+			if total := uint64(len(s.Pages) / 2); uint64(len(r.Unreadable))+r.MoreUnreadable != total || named < 1000 || named+info.MoreUnreadable != total {
+				t.Errorf("listed %d and %d more, named %d and %d more, want %d in all", len(r.Unreadable), r.MoreUnreadable, named, info.MoreUnreadable, total)
+			}
+			again, _, _ := write(t, got, nil, f)
+			if again.Info().MoreUnreadable != info.MoreUnreadable {
+				t.Errorf("%d more pages when converted, want %d", again.Info().MoreUnreadable, info.MoreUnreadable)
 			}
 		})
 	}
@@ -359,10 +419,10 @@ func TestConvertViewer(t *testing.T) {
 	s := vmcoretest.Parse(t, "0x0-0x80000 raw random 9")
 	bad := phys.Range{Start: 0x15000, End: 0x16000}
 	got, r, _ := write(t, viewer{openBytes(t, s.ELF(t)), bad}, nil, forms(t)[0])
-	if diff := cmp.Diff([]phys.Range{bad}, r.Unreadable); diff != "" {
+	if diff := cmp.Diff(phys.Set{bad}, r.Unreadable); diff != "" {
 		t.Errorf("unreadable (-want +got):\n%s", diff)
 	}
-	s.Pages[0x15].Stored = vmcoretest.Excluded
+	s.Pages[0x15].Stored = vmcoretest.Unreadable
 	s.Check(t, got)
 }
 

@@ -211,5 +211,5 @@ func (o *elfOutput) write(b *batch) error {
 
 func (o *elfOutput) finish() error {
 	o.result.Size = uint64(o.layout.Size())
-	return o.layout.WriteHeaders(o.dst)
+	return o.layout.WriteHeaders(o.dst, o.unreadableText())
 }

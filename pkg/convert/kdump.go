@@ -99,6 +99,7 @@ func (o *kdumpOutput) write(b *batch) error {
 }
 
 func (o *kdumpOutput) finish() error {
+	o.w.Unreadable(o.unreadableText())
 	o.result.Size = o.w.Size()
 	return o.w.Close()
 }

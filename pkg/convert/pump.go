@@ -263,6 +263,8 @@ func (l *loader) load(b *batch) {
 						continue
 					}
 					clear(page) // an ELF file has its place
+				} else if l.Written != nil {
+					l.Written(pfn*size, page)
 				}
 				l.encode(b, pfn, page)
 			}

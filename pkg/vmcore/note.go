@@ -58,7 +58,8 @@ func noteSize(b []byte) (int, error) {
 }
 
 // AddNotes appends the notes in b, the content of one PT_NOTE, to i.Notes,
-// without what pads them. A note that doesn't fit becomes a Warning.
+// without what pads them; that of unreadable memory to i.Unreadable instead. A
+// note that doesn't fit becomes a Warning.
 func (i *Info) AddNotes(b []byte) {
 	if len(i.Notes)+len(b) > MaxNotes {
 		i.Warn(fmt.Sprintf("notes of %d bytes are left out: more than %d in all", len(b), MaxNotes))
@@ -68,6 +69,10 @@ func (i *Info) AddNotes(b []byte) {
 		if err != nil {
 			i.Warn(err.Error())
 			return
+		}
+		if n.Name == NameUnreadable && n.Type == TypeUnreadable {
+			i.AddUnreadable(n.Desc)
+			continue
 		}
 		i.Notes, err = elfcore.AppendNote(i.Notes, n)
 		if err != nil {

@@ -1,6 +1,7 @@
 // Package vmcore has what the readers of dump files have in common. The
 // formats are in packages below this one; dumpfile opens a file of any of
-// them by its first bytes.
+// them by its first bytes. How a dump names memory that could not be read is
+// at NameUnreadable.
 //
 // Invariants: a dump file is hostile. Whoever reads one allocates no more
 // than named constants and the size of the file allow, and gives an error or
@@ -9,6 +10,7 @@
 package vmcore
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -100,9 +102,15 @@ type Info struct {
 	Compression string // of pages, the most used: "none", "zlib", "lzo", "snappy", "zstd"; "" if not known
 	// Part is the memory that this file of a split dump holds; the zero Range
 	// if the dump isn't split, or all parts were opened together.
-	Part       phys.Range
-	Incomplete bool // whoever wrote the file said that it was not finished
-	Warnings   []string
+	Part phys.Range
+	// Unreadable is memory that the file names as what could not be read when
+	// it was written, in whole pages of 4 KiB at least; MoreUnreadable counts
+	// pages that it could not name. Reading what is named fails, even where an
+	// ELF file has zeroes there. A file of a split dump names that of all.
+	Unreadable     phys.Set
+	MoreUnreadable uint64
+	Incomplete     bool // whoever wrote the file said that it was not finished
+	Warnings       []string
 }
 
 // Reason is why memory is not in a dump.
@@ -116,7 +124,7 @@ const (
 	// Hole is an address that the dump doesn't describe: no RAM.
 	Hole
 	// Unreadable memory should be in the file, but the file ends before it,
-	// contradicts itself, or can't be read there.
+	// contradicts itself, can't be read there, or names it in Info.Unreadable.
 	Unreadable
 )
 
@@ -149,6 +157,9 @@ func (e *MissingError) Error() string {
 }
 
 func (e *MissingError) Unwrap() error { return e.Err }
+
+// ErrNamed is the cause of a MissingError about memory in Info.Unreadable.
+var ErrNamed = errors.New("it could not be read when the dump was written")
 
 // FormatError says where a file is not what its format asks for.
 type FormatError struct {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 	"github.com/warmcore/warmcore/pkg/vmcore/vmcoretest"
 )
@@ -15,6 +16,7 @@ status zlib
 0x1000-0x4000 zlib text some pages
 0x4000 excluded
 0x5000 raw random 1
+0x6000 unreadable
 `
 
 func file(b []byte) dumpfile.File {
@@ -85,7 +87,7 @@ func TestFlattenedCutOff(t *testing.T) {
 
 func TestJoin(t *testing.T) {
 	s := vmcoretest.Parse(t, text)
-	parts := s.Parts(t, 0, 3, 6)
+	parts := s.Parts(t, 0, 3, 7)
 	d, err := dumpfile.Join(file(parts[1]), file(parts[0]))
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +118,7 @@ func TestJoin(t *testing.T) {
 // FuzzOpen reads what it can of any file: no panic, no end of memory, and
 // every byte that it reads twice is the same.
 func FuzzOpen(f *testing.F) {
-	s := vmcoretest.Parse(f, text+"\n0x6000 lzo text lzo\n0x7000 snappy text snappy\n0x8000 zstd text zstd\n0x9000 unwritten")
+	s := vmcoretest.Parse(f, text+"\n0x7000 lzo text lzo\n0x8000 snappy text snappy\n0x9000 zstd text zstd\n0xa000 unwritten")
 	for _, b := range [][]byte{
 		s.ELF(f), s.Kdump(f), s.Parts(f, 2, 6)[0],
 		vmcoretest.Parse(f, "version 3\nvmcoreinfo OSRELEASE=1\ncpu 1\n0x0-0x3000 lzo fill 1").Kdump(f),
@@ -136,10 +138,38 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
+// FuzzJoin reads what it can of files that may be those of a split dump.
+func FuzzJoin(f *testing.F) {
+	s := vmcoretest.Parse(f, text+"\n0x7000 lzo text lzo\n0xa000-0xe000 raw random 3")
+	parts := s.Parts(f, 0, 3, 9, 14)
+	f.Add(parts[0], parts[1], parts[2])
+	f.Add(parts[2], parts[0], parts[0])
+	f.Add(parts[1], parts[2], []byte(nil))
+	f.Add(vmcoretest.Flatten(f, parts[0], 5000), parts[1], s.Parts(f, 9, 9)[0])
+	f.Add(parts[0], s.Kdump(f), s.ELF(f))
+	f.Fuzz(func(t *testing.T, a, b, c []byte) {
+		files := []dumpfile.File{file(a), file(b)}
+		if len(c) > 0 {
+			files = append(files, file(c))
+		}
+		d, err := dumpfile.Join(files...)
+		if err != nil {
+			if d != nil {
+				t.Fatalf("a dump besides error %v", err)
+			}
+			return
+		}
+		if d.Info().Part != (phys.Range{}) {
+			t.Fatalf("joined dump is a part: %v", d.Info().Part)
+		}
+		readSome(t, d)
+	})
+}
+
 // TestEveryPrefix cuts files off where a full disk or a dead machine may: what
 // opens gives right pages, or none.
 func TestEveryPrefix(t *testing.T) {
-	s := vmcoretest.Parse(t, text+"\n0x6000 lzo text lzo\n0x7000 snappy text snappy\n0x8000 zstd text zstd")
+	s := vmcoretest.Parse(t, text+"\n0x7000 lzo text lzo\n0x8000 snappy text snappy\n0x9000 zstd text zstd")
 	for _, tt := range []struct {
 		name string
 		file []byte

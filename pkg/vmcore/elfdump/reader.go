@@ -12,7 +12,8 @@
 // or lies behind the end of the file, costs that segment and a warning, not
 // the dump. What lies between p_filesz and p_memsz is Excluded: makedumpfile
 // -E leaves pages out in this way, and whoever reads zeroes there may read
-// what was none.
+// what was none. Memory that the file names as Unreadable is not read, though
+// the file has zeroes in its place.
 package elfdump
 
 import (
@@ -113,8 +114,8 @@ func (d *Dump) open() error {
 	if len(loads) == 0 {
 		return &vmcore.FormatError{Off: phoff, Field: "p_type", Problem: "no PT_LOAD that can be used: no memory is described"}
 	}
-	d.lay(loads)
 	d.info.ReadNotes()
+	d.lay(loads)
 	d.info.Uname.Machine = vmcore.MachineName(d.info.Machine)
 	return nil
 }
@@ -253,6 +254,26 @@ func (d *Dump) lay(loads []load) {
 		}
 		d.held = append(d.held, p)
 	}
+	d.leaveOutUnreadable()
+}
+
+// leaveOutUnreadable takes what the file names as unreadable out of what it
+// holds.
+func (d *Dump) leaveOutUnreadable() {
+	if len(d.info.Unreadable) == 0 {
+		return
+	}
+	all := d.held
+	d.held = nil
+	for _, p := range all {
+		for rest := p.Range; !rest.Empty(); {
+			part, named := d.info.NamedUnreadable(rest)
+			if !named {
+				d.held = append(d.held, piece{part, p.off + int64(part.Start-p.Start)})
+			}
+			rest.Start = part.End
+		}
+	}
 }
 
 // find returns the piece that holds addr, or else the next one; ok is false
@@ -293,6 +314,10 @@ var errCutOff = errors.New("the file ends before it")
 func (d *Dump) missing(r phys.Range) error {
 	if p, ok := d.find(r.Start); ok {
 		r.End = min(r.End, p.Start)
+	}
+	r, named := d.info.NamedUnreadable(r)
+	if named {
+		return &vmcore.MissingError{Range: r, Reason: vmcore.Unreadable, Err: vmcore.ErrNamed}
 	}
 	r, cut := starts(d.cut, r)
 	if cut {

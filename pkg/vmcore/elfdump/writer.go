@@ -29,6 +29,7 @@ type Layout struct {
 	segments []segment
 	data     []phys.Range // that the file has, ascending
 	offsets  []int64      // of data
+	start    int64        // of the memory in the file
 	size     int64
 }
 
@@ -41,7 +42,8 @@ type segment struct {
 // NewLayout lays out a dump of loads with the memory in data, which is
 // ascending, doesn't overlap, and begins and ends at multiples of pageSize;
 // only what is in loads, too, can be found by a reader. Notes are as in
-// vmcore.Info. TooManyError says that data has too many gaps.
+// vmcore.Info; behind them is room for a note of unreadable memory, which is
+// known when all is read. TooManyError says that data has too many gaps.
 func NewLayout(machine uint16, notes []byte, loads []vmcore.Load, data []phys.Range, pageSize uint64) (*Layout, error) {
 	l, err := newLayout(machine, notes, loads, data, pageSize)
 	if err != nil {
@@ -80,12 +82,12 @@ func newLayout(machine uint16, notes []byte, loads []vmcore.Load, data []phys.Ra
 	if n := len(l.segments); n+1 > elfcore.MaxPhdrs {
 		return nil, &TooManyError{n}
 	}
-	end := int64(elfcore.EhdrSize) + int64(elfcore.PhdrSize)*int64(len(l.segments)+1) + int64(len(notes))
+	end := int64(elfcore.EhdrSize) + int64(elfcore.PhdrSize)*int64(len(l.segments)+1) + int64(len(notes)+vmcore.UnreadableNoteSize)
 	start, ok := phys.AlignUp(uint64(end), pageSize)
 	if !ok {
 		return nil, errors.New("notes are too large")
 	}
-	l.size = int64(start)
+	l.start, l.size = int64(start), int64(start)
 	for _, r := range data {
 		l.offsets = append(l.offsets, l.size)
 		if l.size += int64(r.Size()); l.size < 0 {
@@ -148,8 +150,16 @@ func (l *Layout) Offset(addr uint64) int64 {
 
 // WriteHeaders writes the ELF header, the program headers and the notes. Before
 // they are written no reader takes the file for a dump; the memory must have
-// been written before, each byte at its Offset.
-func (l *Layout) WriteHeaders(dst io.WriterAt) error {
+// been written before, each byte at its Offset. Unreadable is a
+// vmcore.UnreadableText about memory that has zeroes instead, or nil.
+func (l *Layout) WriteHeaders(dst io.WriterAt, unreadable []byte) error {
+	notes, err := vmcore.AppendUnreadableNote(l.notes[:len(l.notes):len(l.notes)], unreadable)
+	if err != nil {
+		return err
+	}
+	if len(notes)-len(l.notes) > vmcore.UnreadableNoteSize {
+		return fmt.Errorf("write ELF header: %d bytes name unreadable memory, want at most %d", len(unreadable), vmcore.MaxUnreadable)
+	}
 	le := binary.LittleEndian
 	b := append([]byte("\x7fELF"), 2, 1, 1) // ELFCLASS64, ELFDATA2LSB, EV_CURRENT
 	b = append(b, make([]byte, 9)...)
@@ -165,12 +175,15 @@ func (l *Layout) WriteHeaders(dst io.WriterAt) error {
 	b = le.AppendUint16(b, uint16(len(l.segments)+1))
 	b = append(b, make([]byte, 6)...)
 	at := uint64(elfcore.EhdrSize + elfcore.PhdrSize*(len(l.segments)+1))
-	n := uint64(len(l.notes))
+	n := uint64(len(notes))
 	b = appendPhdr(b, typePTNote, 0, segment{offset: at, fileSize: n, memSize: n})
 	for _, s := range l.segments {
 		b = appendPhdr(b, typePTLoad, flagsRWX, s)
 	}
-	b = append(b, l.notes...)
+	b = append(b, notes...)
+	// The room that is left has zeroes even in the flattened form, which
+	// crash(8) takes for cut off if it is smaller than the file.
+	b = append(b, make([]byte, l.start-int64(len(b)))...)
 	if _, err := dst.WriteAt(b[elfcore.EhdrSize:], elfcore.EhdrSize); err != nil {
 		return fmt.Errorf("write program headers: %w", err)
 	}

@@ -26,7 +26,7 @@ func (f *memoryFile) WriteAt(p []byte, off int64) (int, error) {
 func TestLayout(t *testing.T) {
 	const direct, text = 0xffff888000000000, 0xffffffff81000000
 	notes := make([]byte, 100)
-	const start = 4096 // of the memory
+	const start = 64 << 10 // of the memory: behind the room for a note of unreadable memory
 	for _, tc := range []struct {
 		name  string
 		loads []vmcore.Load
@@ -72,7 +72,7 @@ func TestLayout(t *testing.T) {
 				t.Fatal(err)
 			}
 			b := make(memoryFile, l.Size())
-			if err := l.WriteHeaders(&b); err != nil {
+			if err := l.WriteHeaders(&b, nil); err != nil {
 				t.Fatal(err)
 			}
 			f, err := elf.NewFile(bytes.NewReader(b))
@@ -96,6 +96,33 @@ func TestLayout(t *testing.T) {
 				t.Errorf("a reader finds %#x bytes of memory, want %#x", got, want)
 			}
 		})
+	}
+}
+
+// What names unreadable memory has room behind the notes, and no more than that.
+func TestWriteUnreadable(t *testing.T) {
+	loads := []vmcore.Load{{Phys: 0x1000, Size: 0x4000}}
+	l, err := elfdump.NewLayout(elfcore.MachineAMD64, nil, loads, []phys.Range{{Start: 0x1000, End: 0x5000}}, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make(memoryFile, l.Size())
+	for i := range b[l.Offset(0x1000):] {
+		b[l.Offset(0x1000):][i] = 0xaa
+	}
+	bad := phys.NewSet(phys.Range{Start: 0x2000, End: 0x3000})
+	if err := l.WriteHeaders(&b, vmcore.UnreadableText(bad, 3, 4096)); err != nil {
+		t.Fatal(err)
+	}
+	d, err := elfdump.Open(bytes.NewReader(b), l.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info := d.Info(); !cmp.Equal(info.Unreadable, bad) || info.MoreUnreadable != 3 || len(info.Notes) > 0 {
+		t.Errorf("unreadable %v and %d pages, %d bytes of other notes", info.Unreadable, info.MoreUnreadable, len(info.Notes))
+	}
+	if err := l.WriteHeaders(&b, bytes.Repeat([]byte("unreadable\n"), vmcore.MaxUnreadable)); err == nil {
+		t.Error("a text that has no room: no error")
 	}
 }
 
@@ -146,7 +173,7 @@ func TestHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := make(memoryFile, l.Size())
-	if err := l.WriteHeaders(&b); err != nil {
+	if err := l.WriteHeaders(&b, nil); err != nil {
 		t.Fatal(err)
 	}
 	// The second page is cut off: it should be there.

@@ -3,10 +3,13 @@
 // format" of makedumpfile's IMPLEMENTATION. All words are little-endian; only
 // files of 64-bit machines are understood.
 //
+// Of the erase information, which can be anywhere, only the lines that name
+// unreadable memory count, see vmcore.NameUnreadable.
+//
 //	block               what
 //	0                   Header, 464 bytes
 //	1                   SubHeader, 104 bytes; behind it, anywhere before the
-//	                    bitmaps, VMCOREINFO, notes and erase information
+//	                    bitmaps, VMCOREINFO and notes
 //	1+SubBlocks         1st bitmap: a bit for each page that is memory
 //	  +BitmapBlocks/2   2nd bitmap: a bit for each page that is in the file
 //	1+SubBlocks+BitmapBlocks
@@ -60,6 +63,9 @@ const (
 	MaxNotes = vmcore.MaxNotes
 	// MaxVMCOREINFO caps VMCOREINFO, in bytes: one page.
 	MaxVMCOREINFO = 64 << 10
+	// maxErase caps erase information, in bytes: a line for each symbol that
+	// makedumpfile erased.
+	maxErase = 1 << 20
 )
 
 // Flags of Header.Status and, those of compression, of Desc.Flags

@@ -49,6 +49,9 @@ func Join(parts ...*Dump) (*Joined, error) {
 		for _, w := range d.info.Warnings {
 			j.info.Warn(fmt.Sprintf("part %v: %s", d.info.Part, w))
 		}
+		j.info.Unreadable = j.info.Unreadable.Union(d.info.Unreadable)
+		// The same in each, if each names that of all.
+		j.info.MoreUnreadable = max(j.info.MoreUnreadable, d.info.MoreUnreadable)
 		j.info.Incomplete = j.info.Incomplete || d.info.Incomplete
 	}
 	j.gap(at, first.held.n)

@@ -147,7 +147,7 @@ func (d *Dump) describe() {
 	}
 }
 
-// notes reads the ELF notes and VMCOREINFO.
+// notes reads the ELF notes, VMCOREINFO and the erase information.
 func (d *Dump) notes() {
 	if b := d.area("note", d.sub.NoteOffset, d.sub.NoteSize, vmcore.MaxNotes); b != nil {
 		d.info.AddNotes(b)
@@ -156,6 +156,7 @@ func (d *Dump) notes() {
 	if d.info.VMCOREINFO == nil {
 		d.info.VMCOREINFO = d.area("vmcoreinfo", d.sub.VMCOREINFOOffset, d.sub.VMCOREINFOSize, MaxVMCOREINFO)
 	}
+	d.info.AddUnreadable(d.area("eraseinfo", d.sub.EraseOffset, d.sub.EraseSize, maxErase))
 }
 
 // area reads bytes that the sub header gives the place of; nil if there are
@@ -180,7 +181,7 @@ func (d *Dump) area(name string, off, size, limit uint64) []byte {
 // Holds implements vmcore.Pager. Pages of other files of a split dump are not
 // held.
 func (d *Dump) Holds(pfn uint64) bool {
-	if pfn < d.first || pfn >= d.end {
+	if pfn < d.first || pfn >= d.end || d.unreadable(pfn) {
 		return false
 	}
 	held, err := d.held.has(pfn)
@@ -193,7 +194,32 @@ func (d *Dump) HeldSize() (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return (n - d.skip) * d.info.PageSize, nil
+	n -= d.skip
+	for _, r := range d.info.Unreadable {
+		first, end := max(r.Start/d.info.PageSize, d.first), min((r.End-1)/d.info.PageSize+1, d.end)
+		if first >= end {
+			continue
+		}
+		from, err := d.held.before(first)
+		if err != nil {
+			return 0, err
+		}
+		to, err := d.held.before(end)
+		if err != nil {
+			return 0, err
+		}
+		n -= min(n, to-from)
+	}
+	return n * d.info.PageSize, nil
+}
+
+// unreadable says whether a part of page pfn, which is below MaxPages, is
+// named as unreadable.
+func (d *Dump) unreadable(pfn uint64) bool {
+	size := d.info.PageSize
+	page := phys.Range{Start: pfn * size, End: (pfn + 1) * size}
+	part, named := d.info.NamedUnreadable(page)
+	return named || part != page
 }
 
 // ReadPhys implements vmcore.Dump.
@@ -251,6 +277,8 @@ func (d *Dump) missing(err error, want phys.Range, pfn uint64) error {
 func (d *Dump) locate(pfn uint64) error {
 	held, err := d.held.has(pfn)
 	switch {
+	case pfn < d.held.n && d.unreadable(pfn):
+		return &absent{vmcore.Unreadable, vmcore.ErrNamed}
 	case err != nil:
 		return err
 	case held && (pfn < d.first || pfn >= d.end):

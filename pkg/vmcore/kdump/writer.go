@@ -64,6 +64,7 @@ type Writer struct {
 	bitsAt  int64  // its offset in the bitmap
 	bitsEnd int64  // of the bitmap
 	next    uint64 // lowest PFN that may come
+	erase   []byte // behind the pages
 	err     error  // the first; the writer is dead
 }
 
@@ -282,6 +283,10 @@ func (w *Writer) bitmapTo(at int64) error {
 	return nil
 }
 
+// Unreadable takes the vmcore.UnreadableText, which Close writes into the erase
+// information of each part.
+func (w *Writer) Unreadable(text []byte) { w.erase = text }
+
 // Close writes what is left, and then the headers. The data must have been
 // written before. It closes no destination.
 func (w *Writer) Close() error {
@@ -309,6 +314,12 @@ func (w *Writer) close() error {
 			w.sub.Split, w.sub.StartPFN, w.sub.EndPFN = 1, start, p.End
 		}
 		start = p.End
+		if len(w.erase) > 0 {
+			w.sub.EraseOffset, w.sub.EraseSize = uint64(p.dataAt), uint64(len(w.erase))
+			if _, err := p.Dst.WriteAt(w.erase, p.dataAt); err != nil {
+				return err
+			}
+		}
 		sub := append(w.sub.AppendBinary(nil), w.extra...)
 		sub = append(sub, make([]byte, int64(w.header.SubBlocks)*size-int64(len(sub)))...)
 		if _, err := p.Dst.WriteAt(sub, size); err != nil {
@@ -336,7 +347,7 @@ func PhysBase(numbers map[string]int64) uint64 {
 // Size returns the size of all files so far, in bytes.
 func (w *Writer) Size() (size uint64) {
 	for _, p := range w.parts {
-		size += uint64(p.dataAt)
+		size += uint64(p.dataAt) + uint64(len(w.erase))
 	}
 	return size
 }

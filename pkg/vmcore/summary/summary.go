@@ -54,6 +54,11 @@ type Summary struct {
 	MemoryBytes uint64  `json:"memory_bytes"`
 	HeldBytes   *uint64 `json:"held_bytes,omitempty"` // of it, in the file
 
+	// Unreadable is memory that the dump names as what could not be read when it
+	// was written; MoreUnreadable counts pages that it doesn't name.
+	Unreadable     []Range `json:"unreadable"`
+	MoreUnreadable uint64  `json:"more_unreadable,omitempty"`
+
 	Warnings []string `json:"warnings"`
 }
 
@@ -87,6 +92,7 @@ func Of(d vmcore.Dump) *Summary {
 		PageSize:    info.PageSize,
 		Memory:      []Range{},
 		MemoryBytes: info.Memory.Size(),
+		Unreadable:  []Range{},
 		Warnings:    []string{},
 	}
 	if s.Machine == "" {
@@ -104,6 +110,10 @@ func Of(d vmcore.Dump) *Summary {
 	for _, r := range info.Memory {
 		s.Memory = append(s.Memory, Range{hexadecimal(r.Start), r.Size()})
 	}
+	for _, r := range info.Unreadable {
+		s.Unreadable = append(s.Unreadable, Range{hexadecimal(r.Start), r.Size()})
+	}
+	s.MoreUnreadable = info.MoreUnreadable
 	if c, ok := d.(vmcore.Counter); ok {
 		if held, err := c.HeldSize(); err != nil {
 			s.warn(fmt.Sprintf("count pages: %v", err))
@@ -300,20 +310,35 @@ func (s *Summary) numbers() []string {
 		}
 		lines = append(lines, Line("", fmt.Sprintf("pid %-7d pc %s  sp %s", c.PID, c.PC, c.SP)))
 	}
-	lines = append(lines, Line("memory", fmt.Sprintf("%s in %d ranges", phys.FormatSize(s.MemoryBytes), len(s.Memory))))
-	for i, r := range s.Memory {
-		if i == maxListed {
-			lines = append(lines, Line("", fmt.Sprintf("and %d more", len(s.Memory)-i)))
-			break
-		}
-		lines = append(lines, Line("", fmt.Sprintf("%s from %s on", phys.FormatSize(r.Bytes), r.Start)))
-	}
+	lines = append(lines, listed("memory", s.MemoryBytes, s.Memory)...)
 	if s.HeldBytes != nil {
 		held, all := *s.HeldBytes/s.PageSize, s.MemoryBytes/s.PageSize
 		lines = append(lines, Line("pages", fmt.Sprintf("%d held, %d not, of %s: %s", held, all-min(all, held), phys.FormatSize(s.PageSize), phys.FormatSize(*s.HeldBytes))))
 	}
+	if len(s.Unreadable) > 0 {
+		var size uint64
+		for _, r := range s.Unreadable {
+			size += r.Bytes
+		}
+		lines = append(lines, listed("unreadable", size, s.Unreadable)...)
+	}
+	if s.MoreUnreadable > 0 {
+		lines = append(lines, Line("unreadable", fmt.Sprintf("and %d pages that are not named", s.MoreUnreadable)))
+	}
 	for _, w := range s.Warnings {
 		lines = append(lines, Line("warning", w))
+	}
+	return lines
+}
+
+// listed returns the lines of ranges, of size bytes together.
+func listed(name string, size uint64, ranges []Range) []string {
+	lines := []string{Line(name, fmt.Sprintf("%s in %d ranges", phys.FormatSize(size), len(ranges)))}
+	for i, r := range ranges {
+		if i == maxListed {
+			return append(lines, Line("", fmt.Sprintf("and %d more", len(ranges)-i)))
+		}
+		lines = append(lines, Line("", fmt.Sprintf("%s from %s on", phys.FormatSize(r.Bytes), r.Start)))
 	}
 	return lines
 }

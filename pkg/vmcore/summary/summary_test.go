@@ -81,7 +81,7 @@ func TestKdump(t *testing.T) {
 		Cause: "BUG: bad address", Panic: "Kernel panic - not syncing: Oops", Messages: 4,
 		CPUs: 2, Registers: []summary.CPU{{PID: 42, PC: "0x0", SP: "0x0"}, {PID: 0, PC: "0x0", SP: "0x0"}},
 		PageSize: 4096, Memory: []summary.Range{{Start: "0x1000000", Bytes: 5 * 4096}, {Start: "0x2000000", Bytes: 3 * 4096}},
-		MemoryBytes: 8 * 4096, HeldBytes: &held, Warnings: []string{},
+		MemoryBytes: 8 * 4096, HeldBytes: &held, Unreadable: []summary.Range{}, Warnings: []string{},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("summary (-want +got):\n%s", diff)
@@ -235,4 +235,23 @@ func FuzzOf(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestUnreadable(t *testing.T) {
+	s := vmcoretest.Parse(t, "0x0 raw random 1\n0x1000-0x3000 unreadable\n0x3000 excluded\n0x4000 unreadable")
+	b := s.Kdump(t)
+	b = append(b, bytes.TrimSpace(vmcore.UnreadableText(nil, 12, 4096))...)
+	size := binary.LittleEndian.Uint64(b[4096+72:]) // size_eraseinfo
+	b = vmcoretest.Patch(t, b, 4096+72, 8, size+uint64(len("unreadable more 12")))
+	got := of(t, b)
+	want := []summary.Range{{Start: "0x1000", Bytes: 8192}, {Start: "0x4000", Bytes: 4096}}
+	if diff := cmp.Diff(want, got.Unreadable); diff != "" || got.MoreUnreadable != 12 || *got.HeldBytes != 4096 {
+		t.Errorf("%d more, %d bytes held, unreadable (-want +got):\n%s", got.MoreUnreadable, *got.HeldBytes, diff)
+	}
+	lines := strings.Join(got.Lines(), "\n")
+	for _, want := range []string{"unreadable 12 KiB in 2 ranges\n           8 KiB from 0x1000 on\n", "unreadable and 12 pages that are not named"} {
+		if !strings.Contains(lines, want) {
+			t.Errorf("lines are\n%s\nwant %q", lines, want)
+		}
+	}
 }

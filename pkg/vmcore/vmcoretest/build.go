@@ -72,7 +72,7 @@ func (s *Spec) kdump(t testing.TB, part *phys.Range) []byte {
 	for _, p := range s.Pages {
 		pfn := p.Addr / s.PageSize
 		b[head.BitmapOffset()+int64(pfn/8)] |= 1 << (pfn % 8)
-		if p.Stored == Excluded {
+		if p.Stored == Excluded || p.Stored == Unreadable {
 			continue
 		}
 		b[head.BitmapOffset()+head.BitmapSize()+int64(pfn/8)] |= 1 << (pfn % 8)
@@ -97,7 +97,13 @@ func (s *Spec) kdump(t testing.TB, part *phys.Range) []byte {
 		}
 		b = last.AppendBinary(b)
 	}
-	return append(b, data...)
+	b = append(b, data...)
+	if text := vmcore.UnreadableText(s.Unreadable(), 0, s.PageSize); len(text) > 0 && s.Version >= 5 {
+		sub.EraseOffset, sub.EraseSize = uint64(len(b)), uint64(len(text))
+		copy(b[s.PageSize:], sub.AppendBinary(nil))
+		b = append(b, text...)
+	}
+	return b
 }
 
 func compress(t testing.TB, p Page) []byte {
@@ -137,7 +143,11 @@ func (s *Spec) ELF(t testing.TB) []byte {
 			loads = append(loads, vmcore.Load{Virt: 0xffff888000000000 + r.Start, Phys: r.Start, Size: r.Size()})
 		}
 	}
-	notes := s.Notes(t)
+	notes, err := vmcore.AppendUnreadableNote(s.Notes(t), vmcore.UnreadableText(s.Unreadable(), 0, s.PageSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inFile := func(p Page) bool { return p.Held() || p.Stored == Unreadable }
 	type segment struct{ typ, virt, phys, inFile, size uint64 }
 	segments := []segment{{typ: 4, inFile: uint64(len(notes)), size: uint64(len(notes))}}
 	contents := [][]byte{notes}
@@ -146,12 +156,15 @@ func (s *Spec) ELF(t testing.TB) []byte {
 		for at := l.Phys; at < l.Phys+l.Size; {
 			var content []byte
 			start := at
-			for p, ok := s.Page(at); ok && p.Held() && at < l.Phys+l.Size; p, ok = s.Page(at) {
+			for p, ok := s.Page(at); ok && inFile(p) && at < l.Phys+l.Size; p, ok = s.Page(at) {
+				if p.Data == nil {
+					p.Data = make([]byte, s.PageSize)
+				}
 				content = append(content, p.Data...)
 				at += s.PageSize
 			}
 			held := at - start
-			for p, ok := s.Page(at); !(ok && p.Held()) && at < l.Phys+l.Size; p, ok = s.Page(at) {
+			for p, ok := s.Page(at); !(ok && inFile(p)) && at < l.Phys+l.Size; p, ok = s.Page(at) {
 				at += s.PageSize
 			}
 			segments = append(segments, segment{1, l.Virt + start - l.Phys, start, held, at - start})

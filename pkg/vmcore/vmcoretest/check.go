@@ -17,6 +17,9 @@ func (s *Spec) Check(t testing.TB, d vmcore.Dump) {
 	if got, want := d.Info().Memory.String(), s.Memory().String(); got != want {
 		t.Errorf("memory is %s, want %s", got, want)
 	}
+	if got, want := d.Info().Unreadable.String(), s.Unreadable().String(); got != want {
+		t.Errorf("unreadable is %s, want %s", got, want)
+	}
 	var held uint64
 	// All pages, and the places beside them, and the end.
 	at := []uint64{0, s.MaxMapNr*s.PageSize - s.PageSize, s.MaxMapNr * s.PageSize}
@@ -28,7 +31,7 @@ func (s *Spec) Check(t testing.TB, d vmcore.Dump) {
 		b := make([]byte, s.PageSize)
 		err := d.ReadPhys(b, at)
 		if pager, ok := d.(vmcore.Pager); ok {
-			want := described && p.Stored != Excluded
+			want := described && p.Stored != Excluded && p.Stored != Unreadable
 			if got := pager.Holds(at / s.PageSize); got != want {
 				t.Errorf("Holds(%#x) is %v, want %v", at/s.PageSize, got, want)
 			}
@@ -44,6 +47,8 @@ func (s *Spec) Check(t testing.TB, d vmcore.Dump) {
 		switch {
 		case described && p.Stored == Excluded:
 			want = vmcore.Excluded
+		case described && p.Stored == Unreadable:
+			want = vmcore.Unreadable
 		case described:
 			want = vmcore.Unreadable
 			held += s.PageSize

@@ -17,14 +17,16 @@
 //	0x2000-0x5000 raw fill aa            pages, up to but not with the last
 //	0x5000 excluded                      left out, but memory
 //	0x6000 unwritten                     its descriptor was never written
+//	0x7000 unreadable                    named as unreadable; zero in ELF files
 //
 // Pages are in the order of their addresses. Stored as: raw, zlib, lzo,
-// snappy, zstd, excluded, unwritten; what a codec doesn't make smaller is
+// snappy, zstd, excluded, unwritten, unreadable; what a codec doesn't make smaller is
 // stored raw. Content: zero (the default), fill BYTE
 // in hexadecimal, random SEED, text WORDS (repeated), same (as the page
 // before it, and, in a kdump file, the same bytes). An ELF file has the loads
 // of the text, or else one for each row of neighbouring pages; it holds all
-// pages but those excluded and unwritten.
+// pages but those excluded and unwritten. Each file of a split dump names all
+// that is unreadable.
 package vmcoretest
 
 import (
@@ -44,9 +46,10 @@ import (
 
 // How a page is stored, besides the names of the codecs.
 const (
-	Raw       = "raw"
-	Excluded  = "excluded"
-	Unwritten = "unwritten"
+	Raw        = "raw"
+	Excluded   = "excluded"
+	Unwritten  = "unwritten"
+	Unreadable = "unreadable"
 )
 
 // Spec is a parsed text.
@@ -72,7 +75,9 @@ type Page struct {
 }
 
 // Held says whether a file holds the page.
-func (p Page) Held() bool { return p.Stored != Excluded && p.Stored != Unwritten }
+func (p Page) Held() bool {
+	return p.Stored != Excluded && p.Stored != Unwritten && p.Stored != Unreadable
+}
 
 // flags of kdump headers and descriptors by name.
 var flags = map[string]uint32{
@@ -261,6 +266,17 @@ func (s *Spec) Memory() phys.Set {
 	var all []phys.Range
 	for _, p := range s.Pages {
 		all = append(all, phys.Range{Start: p.Addr, End: p.Addr + s.PageSize})
+	}
+	return phys.NewSet(all...)
+}
+
+// Unreadable returns the addresses of the pages that are named so.
+func (s *Spec) Unreadable() phys.Set {
+	var all []phys.Range
+	for _, p := range s.Pages {
+		if p.Stored == Unreadable {
+			all = append(all, phys.Range{Start: p.Addr, End: p.Addr + s.PageSize})
+		}
 	}
 	return phys.NewSet(all...)
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -103,10 +101,11 @@ type writer struct {
 	// final and incomplete are the files' names, without the number of a part.
 	final, incomplete string
 
-	files []*os.File
-	sums  []*checksum.Writer
-	flat  *flattened.Writer
-	done  convert.Progress
+	files   []*os.File
+	sums    []*checksum.Writer
+	flat    *flattened.Writer
+	done    convert.Progress
+	sampler sampler
 }
 
 // name returns the name of part i.
@@ -211,7 +210,7 @@ func (w *writer) write(ctx context.Context) (written, error) {
 		}
 		out.files = append(out.files, file)
 	}
-	if err := w.check(out.missing); err != nil {
+	if err := w.check(&out); err != nil {
 		return written{}, w.failed(ctx, fmt.Errorf("check %s: %w", w.incomplete, err))
 	}
 	if ctx.Err() != nil {
@@ -300,7 +299,7 @@ func (w *writer) convert(ctx context.Context, dst []io.WriterAt) (out written, e
 	level |= max(info.Level, 0)
 	r, err := convert.Convert(ctx, w.src, filter, dst, convert.Options{
 		Format: w.Format, Codec: w.Codec, Level: w.Effort, DumpLevel: level, Workers: w.Workers, NoHoles: w.Flattened,
-		Planned: w.planned,
+		Planned: w.planned, Written: w.sampler.page,
 		Progress: func(p convert.Progress) {
 			if p.Phase != w.phase { // each has its own rate
 				w.phase, w.started = p.Phase, w.now()
@@ -352,6 +351,7 @@ func (w *writer) planned(r convert.Result) error {
 	if w.final == "" {
 		return nil
 	}
+	w.sampler.step = max(r.Kept/samples, 1)
 	need := r.Kept * r.PageSize
 	if free, err := oldmem.Free(filepath.Dir(w.final)); err == nil && free < need {
 		w.log().Warn("the dump may not fit, unless it compresses well", "free", phys.FormatSize(free), "to save", phys.FormatSize(need))
@@ -392,88 +392,4 @@ func (s stopReader) Read(p []byte) (int, error) {
 		return 0, context.Cause(s.ctx)
 	}
 	return s.r.Read(p)
-}
-
-// samples is how many pages of a dump are read back, tries how many places are
-// looked at for them.
-const (
-	samples = 64
-	tries   = 16 * samples
-)
-
-// check opens what was written as any reader would, and reads samples of the
-// memory, which must be what the source says.
-func (w *writer) check(r convert.Result) error {
-	var files []dumpfile.File
-	for _, f := range w.files {
-		st, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		files = append(files, dumpfile.File{ReaderAt: f, Size: st.Size()})
-	}
-	got, err := dumpfile.Join(files...)
-	if err != nil {
-		return err
-	}
-	want := w.src.Info()
-	switch info := got.Info(); {
-	case info.Incomplete:
-		return errors.New("it says that it is incomplete")
-	case !bytes.Equal(info.Notes, want.Notes):
-		return fmt.Errorf("it has %d bytes of notes, which are not the %d of the dump", len(info.Notes), len(want.Notes))
-	case !bytes.Equal(info.VMCOREINFO, want.VMCOREINFO):
-		return errors.New("its VMCOREINFO is another one")
-	}
-	pager, ok := got.(corefile.Pager)
-	if !ok || r.Kept == 0 || r.Blank > 0 {
-		return nil
-	}
-	a, b := make([]byte, r.PageSize), make([]byte, r.PageSize)
-	bad := phys.NewSet(r.Unreadable...)
-	left := samples
-	for n := 0; n < tries && left > 0; n++ {
-		page, ok := samplePage(want.Memory, r.PageSize, pager)
-		if !ok || bad.Overlaps(page) || r.MoreUnreadable > 0 || !want.Memory.Contains(page) {
-			continue
-		}
-		if err := w.src.ReadPhys(a, page.Start); err != nil {
-			return fmt.Errorf("read page %#x of the source again: %w", page.Start, err)
-		}
-		if err := got.ReadPhys(b, page.Start); err != nil {
-			return fmt.Errorf("read back page %#x: %w", page.Start, err)
-		}
-		if !bytes.Equal(a, b) {
-			return fmt.Errorf("page %#x differs from the source's", page.Start)
-		}
-		left--
-	}
-	return nil
-}
-
-// maxSearch is how many pages from a place on are looked at to find one that a
-// dump holds.
-const maxSearch = 64
-
-// samplePage returns a page that the dump holds, at or behind a random place.
-func samplePage(memory phys.Set, size uint64, pager corefile.Pager) (phys.Range, bool) {
-	at := rand.Uint64N(memory.Size())
-	i := 0
-	for ; at >= memory[i].Size(); i++ {
-		at -= memory[i].Size()
-	}
-	addr := phys.AlignDown(memory[i].Start+at, size)
-	for range maxSearch {
-		if addr >= memory[i].End {
-			if i++; i == len(memory) {
-				return phys.Range{}, false
-			}
-			addr = phys.AlignDown(memory[i].Start, size)
-		}
-		if pager.Holds(addr / size) {
-			return phys.Range{Start: addr, End: addr + size}, true
-		}
-		addr += size
-	}
-	return phys.Range{}, false
 }

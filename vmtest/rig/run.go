@@ -126,7 +126,7 @@ func (m *Machine) fail(op string, err error) error {
 		err = m.proc.lost()
 	}
 	var cpus []string
-	if errors.Is(err, errStuck) {
+	if errors.Is(err, ErrHung) {
 		cpus = m.writeRegisters()
 	}
 	return &Failure{

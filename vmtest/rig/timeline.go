@@ -94,14 +94,14 @@ func (t *Timeline) Console(n int) []string {
 // a busy host. A machine that hangs is not worth more of a suite's time.
 const waitLimit = 6 * time.Minute
 
-// errStuck is what a wait ends with after waitLimit.
-var errStuck = fmt.Errorf("nothing came in %v", waitLimit)
+// ErrHung is in the chain of the error of a wait that ended after waitLimit.
+var ErrHung = fmt.Errorf("nothing came in %v", waitLimit)
 
 // wait returns the first event at or behind index from that match accepts,
 // and the index behind it. It ends early with ctx, when lost is closed, or
 // after waitLimit.
 func (t *Timeline) wait(ctx context.Context, lost <-chan struct{}, from int, match func(Event) bool) (Event, int, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, waitLimit, errStuck)
+	ctx, cancel := context.WithTimeoutCause(ctx, waitLimit, ErrHung)
 	defer cancel()
 	for {
 		t.mu.Lock()

@@ -43,11 +43,21 @@ func (d *dumpFlags) options() (o agent.DumpOptions, err error) {
 	if o.Codec, err = kdump.ParseCodec(d.compress); err != nil {
 		return agent.DumpOptions{}, &usageError{err.Error()}
 	}
-	if d.workers < 0 || d.effort < 0 || d.effort > kdump.MaxLevel {
-		return agent.DumpOptions{}, &usageError{fmt.Sprintf("%d workers, compression level %d: want at least 0, and 0 to %d", d.workers, d.effort, kdump.MaxLevel)}
+	wrong := ""
+	switch {
+	case d.workers < 0:
+		wrong = fmt.Sprintf("%d workers, want 1 or more, or 0, one for each CPU", d.workers)
+	case d.effort < 0 || d.effort > kdump.MaxLevel:
+		wrong = fmt.Sprintf("compression level %d, want 1 to %d, or 0, the default", d.effort, kdump.MaxLevel)
+	case d.level < 0 || d.level > 31:
+		wrong = fmt.Sprintf("dump level %d, want 0, all pages, to 31, the kernel's own", d.level)
+	case d.split < 1 || d.split > agent.MaxSplit:
+		wrong = fmt.Sprintf("%d files, want 1 to %d", d.split, agent.MaxSplit)
+	case d.split > 1 && (o.Format != convert.KDump || d.flattened):
+		wrong = "only kdump files that are not flattened can be split"
 	}
-	if d.level < 0 || d.level > 31 || d.split < 0 || d.split > agent.MaxSplit {
-		return agent.DumpOptions{}, &usageError{fmt.Sprintf("dump level %d, %d files: want 0, all pages, to 31, the kernel's own, and at most %d", d.level, d.split, agent.MaxSplit)}
+	if wrong != "" {
+		return agent.DumpOptions{}, &usageError{wrong}
 	}
 	return o, nil
 }

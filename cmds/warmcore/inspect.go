@@ -104,15 +104,7 @@ func inspect(c *call) error {
 }
 
 func openDump(name string) (inspectedFile, error) {
-	// Before opening, which would wait for the writer of a pipe.
-	st, err := os.Stat(name)
-	if err != nil {
-		return inspectedFile{}, err
-	}
-	if !st.Mode().IsRegular() {
-		return inspectedFile{}, fmt.Errorf("%s is not a regular file", name)
-	}
-	f, err := os.Open(name)
+	f, st, err := agent.OpenDump(name)
 	if err != nil {
 		return inspectedFile{}, err
 	}

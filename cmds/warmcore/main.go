@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/agent"
@@ -109,7 +110,7 @@ exit codes: 0 done, 1 failed, 2 usage, 3 refused for the reason printed,
 `
 
 func usage(w io.Writer) {
-	fmt.Fprint(w, "usage: warmcore VERB [--json] [-v] [ARGUMENT]\n\nverbs:\n")
+	fmt.Fprint(w, "usage: warmcore VERB [--json] [-v] [ARGUMENT]\n       warmcore help [VERB]\n\nverbs:\n")
 	for _, v := range verbs {
 		fmt.Fprintf(w, "  %-20s %s\n", strings.TrimSpace(v.name+" "+v.args), v.does)
 	}
@@ -124,8 +125,11 @@ func run(args []string, env environment) int {
 	}
 	switch args[0] {
 	case "help", "-h", "-help", "--help":
-		usage(env.stdout)
-		return exitDone
+		if len(args) == 1 {
+			usage(env.stdout)
+			return exitDone
+		}
+		args = []string{args[1], "--help"}
 	case "-version", "--version":
 		args = []string{"version"}
 	}
@@ -133,6 +137,10 @@ func run(args []string, env environment) int {
 		if v.name == args[0] {
 			return v.call(args[1:], env)
 		}
+	}
+	if strings.HasPrefix(args[0], "-") {
+		fmt.Fprintf(env.stderr, "warmcore: %s: options follow the verb: `warmcore help` lists verbs\n", args[0])
+		return exitUsage
 	}
 	fmt.Fprintf(env.stderr, "warmcore: %q is no verb: `warmcore help` lists them\n", args[0])
 	return exitUsage
@@ -155,8 +163,7 @@ func (v verb) call(args []string, env environment) int {
 			return exitDone
 		}
 		if err != nil {
-			fmt.Fprintf(env.stderr, "warmcore: %s: %v: `warmcore %s --help` says what there is\n", v.name, err, v.name)
-			return exitUsage
+			return c.finish(v.name, &usageError{err.Error()})
 		}
 		if rest = f.Args(); len(rest) == 0 {
 			break
@@ -164,8 +171,11 @@ func (v verb) call(args []string, env environment) int {
 		c.args = append(c.args, rest[0])
 	}
 	if len(c.args) > v.maxArgs {
-		fmt.Fprintf(env.stderr, "warmcore: %s: too many arguments: want at most %d\n", v.name, v.maxArgs)
-		return exitUsage
+		return c.finish(v.name, &usageError{fmt.Sprintf("too many arguments: %d, want at most %d", len(c.args), v.maxArgs)})
+	}
+	// It is a shell's variable that isn't set, and no wish for the default.
+	if slices.Contains(c.args, "") {
+		return c.finish(v.name, &usageError{"an argument is empty"})
 	}
 	level := slog.LevelWarn
 	if c.verbose {
@@ -180,7 +190,7 @@ func (v verb) call(args []string, env environment) int {
 }
 
 func (v verb) usage(w io.Writer, f *flag.FlagSet) {
-	fmt.Fprintf(w, "usage: warmcore %s [FLAGS] %s\n  %s\n\n", v.name, v.args, v.does)
+	fmt.Fprintf(w, "usage: warmcore %s\n  %s\n\n", strings.TrimSpace(v.name+" [FLAGS] "+v.args), v.does)
 	f.SetOutput(w)
 	f.PrintDefaults()
 }
@@ -194,7 +204,8 @@ type failure struct {
 	Todo   string `json:"todo,omitempty"`
 }
 
-// finish reports err and returns the exit code.
+// finish reports err and returns the exit code. Wrong usage is for who wrote
+// the script, not for who reads the JSON.
 func (c *call) finish(name string, err error) int {
 	if err == nil {
 		return exitDone
@@ -205,7 +216,8 @@ func (c *call) finish(name string, err error) int {
 	var usage *usageError
 	switch {
 	case errors.As(err, &usage):
-		out.Exit = exitUsage
+		fmt.Fprintf(c.stderr, "warmcore: %s: %v: `warmcore %s --help` says what there is\n", name, err, name)
+		return exitUsage
 	case errors.As(err, &refusal):
 		out.Exit, out.Error, out.Todo = exitRefused, refusal.What, refusal.Todo
 	case errors.As(err, &nothing):

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ func machine(t *testing.T) agent.System {
 		"proc/meminfo":              "MemTotal: 2048 kB\n",
 		"proc/sys/kernel/osrelease": "6.12.0-test\n",
 		"garbage":                   "this is no dump",
+		"empty":                     "",
 	} {
 		path := filepath.Join(root, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -32,6 +34,9 @@ func machine(t *testing.T) agent.System {
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := syscall.Mkfifo(filepath.Join(root, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	return agent.System{Root: root, EUID: func() int { return 0 }}
 }
@@ -47,12 +52,17 @@ func TestRun(t *testing.T) {
 		{"help", []string{"help"}, exitDone, "exit codes:", ""},
 		{"help flag", []string{"--help"}, exitDone, "examples:", ""},
 		{"help of a verb", []string{"release", "--help"}, exitDone, "-discard", ""},
+		{"help with a verb", []string{"help", "release"}, exitDone, "usage: warmcore release [FLAGS]\n", ""},
+		{"help with no verb's name", []string{"help", "dump"}, exitUsage, "", `warmcore: "dump" is no verb`},
 		{"version", []string{"version"}, exitDone, "warmcore ", ""},
 		{"version flag", []string{"--version"}, exitDone, "warmcore ", ""},
 		{"unknown verb", []string{"dump"}, exitUsage, "", `warmcore: "dump" is no verb`},
 		{"unknown flag", []string{"arm", "--force"}, exitUsage, "", "warmcore: arm: flag provided but not defined: -force"},
+		{"flag before the verb", []string{"-json", "status"}, exitUsage, "", "warmcore: -json: options follow the verb"},
 		{"flag of another verb", []string{"save", "--discard"}, exitUsage, "", "warmcore: save: flag provided"},
-		{"too many arguments", []string{"arm", "now"}, exitUsage, "", "warmcore: arm: too many arguments"},
+		{"too many arguments", []string{"arm", "now"}, exitUsage, "", "warmcore: arm: too many arguments: 1, want at most 0: `warmcore arm --help`"},
+		{"save to an empty name", []string{"save", ""}, exitUsage, "", "warmcore: save: an argument is empty"},
+		{"dmesg of an empty name", []string{"dmesg", ""}, exitUsage, "", "warmcore: dmesg: an argument is empty"},
 		{"status", []string{"status"}, exitDone, "not armed: this kernel was not started by the warmcore payload", ""},
 		{"status as JSON", []string{"status", "--json"}, exitDone, `"armed": false`, ""},
 		{"arm", []string{"arm"}, exitRefused, "", "warmcore: arm: this kernel was not started by the warmcore payload: no warmcore.handoff= on the kernel command line: install the payload"},
@@ -63,16 +73,30 @@ func TestRun(t *testing.T) {
 		{"save by an unknown way", []string{"save", "--read", "mem"}, exitUsage, "", `read from "mem": want vmcore or dax`},
 		{"save by dax without a dump", []string{"save", "--read", "dax"}, exitNothing, "", "warmcore: save: nothing to save"},
 		{"convert nothing", []string{"convert", "garbage"}, exitUsage, "", "warmcore: convert: want the dump"},
-		{"convert garbage", []string{"convert", "garbage", "new"}, exitFailed, "", "warmcore: convert: open dump:"},
+		{"convert garbage", []string{"convert", "garbage", "new"}, exitFailed, "", "warmcore: convert: garbage: open dump:"},
+		{"convert a missing file", []string{"convert", "missing", "new"}, exitFailed, "", "missing: no such file"},
+		{"convert a directory", []string{"convert", "proc", "new"}, exitFailed, "", "open dump: proc is a directory: name the file in it"},
+		{"convert an empty file", []string{"convert", "empty", "new"}, exitFailed, "", "open dump: empty: the file is empty"},
+		{"convert a pipe", []string{"convert", "pipe", "new"}, exitFailed, "", "open dump: pipe is not a regular file"},
+		{"convert to split ELF", []string{"convert", "--format", "elf", "--split", "2", "garbage", "new"}, exitUsage, "", "only kdump files that are not flattened can be split"},
+		{"convert to split flattened", []string{"convert", "--flattened", "--split", "2", "garbage", "new"}, exitUsage, "", "only kdump files that are not flattened can be split"},
+		{"convert to no files", []string{"convert", "--split", "0", "garbage", "new"}, exitUsage, "", "0 files, want 1 to 256"},
+		{"convert with fewer than no workers", []string{"convert", "--workers", "-1", "garbage", "new"}, exitUsage, "", "-1 workers, want"},
+		{"convert with a level too many", []string{"convert", "--level", "23", "garbage", "new"}, exitUsage, "", "compression level 23, want 1 to 22"},
 		{"convert at an unknown level", []string{"convert", "-d", "32", "garbage", "new"}, exitUsage, "", "dump level 32"},
 		{"release", []string{"release"}, exitRefused, "", "warmcore: release: this kernel"},
 		{"lend", []string{"lend"}, exitRefused, "", "warmcore: lend: this kernel"},
 		{"reclaim", []string{"reclaim"}, exitRefused, "", "warmcore: reclaim: this kernel"},
 		{"log", []string{"log"}, exitRefused, "", "warmcore: log: this kernel"},
 		{"dmesg", []string{"dmesg"}, exitNothing, "", "warmcore: dmesg: there is no dump in this boot"},
-		{"dmesg of a missing file", []string{"dmesg", "missing"}, exitFailed, "", "warmcore: dmesg:"},
+		{"dmesg of a missing file", []string{"dmesg", "missing"}, exitFailed, "", "missing: no such file"},
+		{"dmesg of a directory", []string{"dmesg", "proc"}, exitFailed, "", "open dump: proc is a directory"},
+		{"dmesg of an empty file", []string{"dmesg", "empty"}, exitFailed, "", "open dump: empty: the file is empty"},
+		{"dmesg of a pipe", []string{"dmesg", "pipe"}, exitFailed, "", "open dump: pipe is not a regular file"},
+		{"inspect a pipe", []string{"inspect", "pipe"}, exitFailed, "", "open dump: pipe is not a regular file"},
 		{"dmesg of garbage", []string{"dmesg", "garbage"}, exitFailed, "", "warmcore: dmesg: read "},
 		{"flag behind the argument", []string{"dmesg", "garbage", "--json"}, exitFailed, `"exit": 1`, "warmcore: dmesg: read "},
+		{"wrong usage as JSON", []string{"convert", "--json"}, exitUsage, "", "warmcore: convert: want the dump"},
 		{"refusal as JSON", []string{"arm", "--json"}, exitRefused, `"todo": "install the payload`, "warmcore: arm:"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -89,7 +113,11 @@ func TestRun(t *testing.T) {
 			if !strings.Contains(stderr.String(), tc.stderr) || tc.stderr == "" && stderr.Len() > 0 {
 				t.Errorf("stderr = %q, want %q", stderr.String(), tc.stderr)
 			}
-			if strings.Contains(strings.Join(tc.args, " "), "--json") && !json.Valid(stdout.Bytes()) {
+			// Wrong usage is the one failure that prints no JSON.
+			if tc.want == exitUsage && stdout.Len() > 0 {
+				t.Errorf("stdout of wrong usage: %s", stdout.String())
+			}
+			if tc.want != exitUsage && strings.Contains(strings.Join(tc.args, " "), "--json") && !json.Valid(stdout.Bytes()) {
 				t.Errorf("stdout is no JSON: %s", stdout.String())
 			}
 		})

@@ -54,12 +54,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("warminit", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	dry := flags.Bool("n", false, "")
-	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
-		if errors.Is(err, flag.ErrHelp) {
-			fmt.Fprint(stdout, usage)
-			return 0
-		}
-		fmt.Fprint(stderr, usage)
+	err := flags.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(stdout, usage)
+		return 0
+	}
+	if err == nil && flags.NArg() > 0 {
+		err = fmt.Errorf("what is %q? There are no arguments", flags.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "warminit: %v\n\n%s", err, usage)
 		return 2
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")

@@ -21,10 +21,10 @@ func TestArguments(t *testing.T) {
 		{"help", []string{"-h"}, 0, usage, ""},
 		{"long help", []string{"--help"}, 0, usage, ""},
 		{"help wins", []string{"-n", "-h"}, 0, usage, ""},
-		{"unknown flag", []string{"-x"}, 2, "", usage},
-		{"argument", []string{"now"}, 2, "", usage},
-		{"argument behind a flag", []string{"-n", "now"}, 2, "", usage},
-		{"value that is none", []string{"-n=maybe"}, 2, "", usage},
+		{"unknown flag", []string{"-x"}, 2, "", "warminit: flag provided but not defined: -x\n\n" + usage},
+		{"argument", []string{"now"}, 2, "", "warminit: what is \"now\"? There are no arguments\n\n" + usage},
+		{"argument behind a flag", []string{"-n", "now"}, 2, "", "warminit: what is \"now\"? There are no arguments\n\n" + usage},
+		{"value that is none", []string{"-n=maybe"}, 2, "", "warminit: invalid boolean value \"maybe\" for -n: parse error\n\n" + usage},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -60,19 +60,18 @@ func (s *System) Convert(ctx context.Context, o ConvertOptions) (*Conversion, er
 	var files []dumpfile.File
 	var in []fs.FileInfo
 	for _, name := range o.In {
-		f, err := os.Open(name)
+		f, st, err := OpenDump(name)
 		if err != nil {
-			return nil, fmt.Errorf("open dump: %w", err)
+			return nil, err
 		}
 		defer f.Close()
-		st, err := f.Stat()
-		if err != nil {
-			return nil, fmt.Errorf("open dump: %w", err)
-		}
 		in = append(in, st)
 		files = append(files, dumpfile.File{ReaderAt: f, Size: st.Size()})
 	}
 	src, err := dumpfile.Join(files...)
+	if err != nil && len(files) == 1 {
+		err = fmt.Errorf("%s: %w", o.In[0], err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -76,13 +76,12 @@ func (s *System) Dmesg(path string) (text []byte, lost int, err error) {
 			return nil, 0, err
 		}
 		path = s.path(vmcoreFile)
+	} else if err := checkDumpFile(path); err != nil {
+		return nil, 0, err
 	}
 	src, err := oldmem.Open(path)
-	switch none := errors.Is(err, oldmem.ErrNone); {
-	case none && offered:
+	if offered && errors.Is(err, oldmem.ErrNone) {
 		return nil, 0, &Nothing{"there is no dump in this boot"}
-	case none:
-		return nil, 0, fmt.Errorf("read %s: no such file, or an empty one", path)
 	}
 	if err != nil {
 		return nil, 0, err

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/vmtest/guest/wire"
 	"github.com/warmcore/warmcore/vmtest/story"
 )
 
@@ -53,6 +54,9 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
+// leastMemory is less than any payload starts in: a slip of the pen.
+const leastMemory = 256 * phys.MiB
+
 type flags struct {
 	options              story.Options
 	story, mem, handover string
@@ -64,7 +68,13 @@ func parse(args []string) (verb string, f flags, err error) {
 	if len(args) == 0 {
 		return "", f, errors.New("a verb is missing")
 	}
-	verb = args[0]
+	switch verb = args[0]; verb {
+	case "help", "-h", "-help", "--help":
+		return "", f, flag.ErrHelp
+	case "list", "run", "demo", "bench":
+	default:
+		return "", f, fmt.Errorf("no verb %q", verb)
+	}
 	set := flag.NewFlagSet("warmlab", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
 	set.StringVar(&f.options.Arch, "arch", "amd64", "")
@@ -95,6 +105,10 @@ func parse(args []string) (verb string, f flags, err error) {
 		return "", f, errors.New("--kernel and --modules go together")
 	case f.options.Payload != "" && f.options.Payload != "own" && f.options.Payload != "stock":
 		return "", f, fmt.Errorf("--payload-kernel %s: want own or stock", f.options.Payload)
+	case f.options.Trigger != "" && f.options.Trigger != wire.SysrqC && f.options.Trigger != wire.Watchdog:
+		return "", f, fmt.Errorf("--trigger %s: want %s or %s", f.options.Trigger, wire.SysrqC, wire.Watchdog)
+	case f.options.CPUs < 0 || f.options.Cycles < 0 || f.timeout <= 0:
+		return "", f, fmt.Errorf("--cpus %d, --cycles %d, --timeout %v: want none below zero, and time", f.options.CPUs, f.options.Cycles, f.timeout)
 	}
 	if verb == "demo" {
 		f.story, f.options.Payload = "stock", "stock"
@@ -110,13 +124,16 @@ func parse(args []string) (verb string, f flags, err error) {
 		if f.options.Memory, err = phys.ParseSize(f.mem); err != nil {
 			return "", f, fmt.Errorf("--mem: %w", err)
 		}
+		if f.options.Memory < leastMemory {
+			return "", f, fmt.Errorf("--mem %s: want at least %s", f.mem, phys.FormatSize(leastMemory))
+		}
 	}
 	return verb, f, nil
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	verb, f, err := parse(args)
-	if errors.Is(err, flag.ErrHelp) || verb == "help" {
+	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(stdout, usage)
 		return 0
 	}
@@ -130,6 +147,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	f.options.Say = func(format string, args ...any) {
 		fmt.Fprintf(stdout, "%6.1f  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
 	}
+	if verb != "list" {
+		// Guest and agent are built from here, and build/ is below.
+		if _, err := os.Stat("go.mod"); err != nil {
+			fmt.Fprintf(stderr, "warmlab: there is no go.mod here: run it in the module's root\n")
+			return 1
+		}
+	}
 	switch verb {
 	case "list":
 		for _, s := range story.Stories {
@@ -140,13 +164,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			fmt.Fprintf(stdout, "%-9s %s\n", s.Name, tells)
 		}
 		return 0
-	case "run", "demo":
-		return fail(stderr, runStory(ctx, verb, f, stdout))
 	case "bench":
 		return fail(stderr, bench(ctx, f, stdout))
 	}
-	fmt.Fprintf(stderr, "warmlab: no verb %q\n\n%s", verb, usage)
-	return 2
+	return fail(stderr, runStory(ctx, verb, f, stdout))
 }
 
 func fail(stderr io.Writer, err error) int {

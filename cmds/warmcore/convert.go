@@ -13,6 +13,10 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
 
+// maxWorkers at a time, of 1.5 MiB each, are still less than the kernel needs
+// of boot memory. The default on a machine with more CPUs is one for each.
+const maxWorkers = 1024
+
 // dumpFlags are the flags of verbs that write a dump.
 type dumpFlags struct {
 	format, compress              string
@@ -45,8 +49,8 @@ func (d *dumpFlags) options() (o agent.DumpOptions, err error) {
 	}
 	wrong := ""
 	switch {
-	case d.workers < 0:
-		wrong = fmt.Sprintf("%d workers, want 1 or more, or 0, one for each CPU", d.workers)
+	case d.workers < 0 || d.workers > maxWorkers:
+		wrong = fmt.Sprintf("%d workers, want 1 to %d, or 0, one for each CPU", d.workers, maxWorkers)
 	case d.effort < 0 || d.effort > kdump.MaxLevel:
 		wrong = fmt.Sprintf("compression level %d, want 1 to %d, or 0, the default", d.effort, kdump.MaxLevel)
 	case d.level < 0 || d.level > 31:

@@ -82,6 +82,7 @@ func TestRun(t *testing.T) {
 		{"convert to split flattened", []string{"convert", "--flattened", "--split", "2", "garbage", "new"}, exitUsage, "", "only kdump files that are not flattened can be split"},
 		{"convert to no files", []string{"convert", "--split", "0", "garbage", "new"}, exitUsage, "", "0 files, want 1 to 256"},
 		{"convert with fewer than no workers", []string{"convert", "--workers", "-1", "garbage", "new"}, exitUsage, "", "-1 workers, want"},
+		{"convert with too many workers", []string{"convert", "--workers", "1025", "garbage", "new"}, exitUsage, "", "1025 workers, want 1 to 1024"},
 		{"convert with a level too many", []string{"convert", "--level", "23", "garbage", "new"}, exitUsage, "", "compression level 23, want 1 to 22"},
 		{"convert at an unknown level", []string{"convert", "-d", "32", "garbage", "new"}, exitUsage, "", "dump level 32"},
 		{"release", []string{"release"}, exitRefused, "", "warmcore: release: this kernel"},

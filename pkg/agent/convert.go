@@ -44,7 +44,8 @@ type Conversion struct {
 // Summary is one line for people.
 func (c *Conversion) Summary() string {
 	return fmt.Sprintf("%s in %s format for %s of memory, %d%% of the pages at dump level %d, in %.1f s",
-		phys.FormatSize(c.Dump.Data), c.Dump.Format, phys.FormatSize(c.Dump.Memory), percent(c.Dump.Kept, c.Dump.Pages), c.Dump.Level, c.Seconds)
+		phys.FormatSize(c.Dump.Data), c.Dump.Format, phys.FormatSize(c.Dump.Memory), percent(c.Dump.Kept, c.Dump.Pages), c.Dump.Level, c.Seconds) +
+		unreadText(c.Unreadable, c.MoreUnreadable*c.Dump.PageSize)
 }
 
 // Convert writes the memory of dump files to another one, in another format,

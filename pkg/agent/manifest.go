@@ -147,7 +147,20 @@ func (m *Manifest) Summary() string {
 	}
 	d := m.Dump
 	return fmt.Sprintf("%s: %s in %s format for %s of memory, %d%% of the pages at dump level %d, kernel %s, %d CPUs with registers, in %.1f s",
-		m.Directory, phys.FormatSize(size), d.Format, phys.FormatSize(d.Memory), percent(d.Kept, d.Pages), d.Level, m.Release, len(m.CPUs), m.Seconds)
+		m.Directory, phys.FormatSize(size), d.Format, phys.FormatSize(d.Memory), percent(d.Kept, d.Pages), d.Level, m.Release, len(m.CPUs), m.Seconds) +
+		unreadText(m.Unreadable, m.MoreUnreadable*d.PageSize)
+}
+
+// unreadText says how much memory could not be read, for the end of a summary;
+// more is in bytes.
+func unreadText(unreadable []Extent, more uint64) string {
+	for _, e := range unreadable {
+		more += e.Bytes
+	}
+	if more == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %s could not be read", phys.FormatSize(more))
 }
 
 func percent(part, whole uint64) uint64 {

@@ -101,6 +101,9 @@ func Join(files ...File) (vmcore.Dump, error) {
 		if !ok {
 			return nil, fmt.Errorf("file %d of split dump: it is of format %s, and only kdump files are split", i+1, d.Info().Format)
 		}
+		if !IsPart(d) {
+			return nil, fmt.Errorf("file %d of split dump: it is a dump by itself, not a part of one", i+1)
+		}
 		parts[i] = k
 	}
 	j, err := kdump.Join(parts...)

@@ -104,6 +104,7 @@ func TestJoin(t *testing.T) {
 		{"none", nil, "0 files"},
 		{"elf", []dumpfile.File{file(parts[0]), file(s.ELF(t))}, "file 2 of split dump: it is of format elf"},
 		{"garbage", []dumpfile.File{file(parts[0]), file([]byte("x"))}, "file 2 of split dump: open dump"},
+		{"whole", []dumpfile.File{file(parts[0]), file(s.Kdump(t))}, "file 2 of split dump: it is a dump by itself"},
 		{"same", []dumpfile.File{file(parts[0]), file(parts[0])}, "two files hold"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -28,7 +28,8 @@ type Dump struct {
 	recent           recent
 }
 
-// Open reads the headers of the file in r, of size bytes, and the 1st bitmap.
+// Open reads the headers of the file in r, of size bytes, the bitmaps, and the
+// descriptors of the last pages.
 // A file whose headers can't be made out is a *vmcore.FormatError.
 func Open(r io.ReaderAt, size int64) (*Dump, error) {
 	d := &Dump{r: r, size: size, cache: newFileCache(r, size), codecs: newCodecs()}
@@ -73,7 +74,39 @@ func (d *Dump) open() error {
 	if d.info.Memory = memory; !whole {
 		d.info.Warn(fmt.Sprintf("the 1st bitmap has more than %d ranges: the end of memory is described too large", maxRanges))
 	}
+	d.cut()
 	return nil
+}
+
+// lastDescs is how many pages at the end of the file are looked at for
+// whether it was cut off: 96 KiB of descriptors.
+const lastDescs = 4096
+
+// cut warns of a file that was cut off. Pages lie in it in the order of their
+// addresses, but for those of zeroes, which share one place, so it is the last
+// ones that say so.
+func (d *Dump) cut() {
+	held, err := d.held.before(d.end)
+	if err != nil || held <= d.skip {
+		return
+	}
+	n := min(held-d.skip, lastDescs)
+	at := d.head.DescOffset() + int64(held-d.skip-n)*DescSize
+	b := make([]byte, n*DescSize)
+	if end := at + int64(len(b)); end > d.size {
+		d.info.Warn(fmt.Sprintf("the file ends at %#x and its page descriptors at %#x: it was cut off", d.size, end))
+		return
+	}
+	if d.cache.read(b, at) != nil {
+		return
+	}
+	for ; len(b) > 0; b = b[DescSize:] {
+		p := ParseDesc(b)
+		if p.Offset <= math.MaxInt64 && uint64(p.Size) <= d.info.PageSize && p.Offset+uint64(p.Size) > uint64(d.size) {
+			d.info.Warn(fmt.Sprintf("the file ends at %#x, before its page at %#x: it was cut off", d.size, p.Offset))
+			return
+		}
+	}
 }
 
 // geometry checks what says where things are in the file.

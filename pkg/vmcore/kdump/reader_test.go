@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -187,6 +188,8 @@ func TestWarns(t *testing.T) {
 		{"notesHuge", patch(sub+56, 8, 1<<30), "offset_note"},
 		{"notesCutOff", patch(sub+56, 8, 100), "note: name of 0x5 and descriptor of 0x150 bytes, but 0x64"},
 		{"noteSizes", patch(sub+kdump.SubHeaderSize+4, 4, math.MaxUint32), "descriptor of 0xffffffff bytes"},
+		{"cutInPages", file[:len(file)-1], "the file ends at 0x" + strconv.FormatInt(int64(len(file)-1), 16) + ", before its page at 0x"},
+		{"cutInDescriptors", file[:desc1], "the file ends at 0x4018 and its page descriptors at 0x"},
 		{"vmcoreinfoGarbage", bytes.Replace(file, []byte("OSRELEASE"), []byte("\xff\xffRELEASE"), 1), "parse VMCOREINFO"},
 	}
 	for _, tt := range tests {
@@ -414,12 +417,11 @@ func TestReadErrors(t *testing.T) {
 	f.start, f.end = 0, 0
 	s.Check(t, d)
 
-	// In the bitmaps, of a dump that has not looked at them yet.
-	f = &flaky{Reader: bytes.NewReader(file)}
+	// In the bitmaps, from the beginning.
+	f = &flaky{Reader: bytes.NewReader(file), start: bitmap2, end: bitmap2 + 1}
 	if d, err = kdump.Open(f, int64(len(file))); err != nil {
 		t.Fatal(err)
 	}
-	f.start, f.end = bitmap2, bitmap2+1
 	if d.Holds(0) {
 		t.Error("a page is held although the bitmap can't be read")
 	}

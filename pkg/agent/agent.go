@@ -41,12 +41,18 @@ import (
 type Refusal struct {
 	What string // the reason
 	Todo string // what to do about it
+
+	blind bool // so that nobody can say whether the machine is armed
 }
 
 func (r *Refusal) Error() string { return r.What + ": " + r.Todo }
 
 func refuse(todo, format string, args ...any) error {
 	return &Refusal{What: fmt.Sprintf(format, args...), Todo: todo}
+}
+
+func blind(todo, format string, args ...any) error {
+	return &Refusal{What: fmt.Sprintf(format, args...), Todo: todo, blind: true}
 }
 
 // Nothing says that there is nothing to do.
@@ -164,7 +170,7 @@ func (s *System) root() error {
 		euid = s.EUID
 	}
 	if id := euid(); id != 0 {
-		return refuse("run it as root", "this needs root, and the user id is %d", id)
+		return blind("run it as root", "this needs root, and the user id is %d", id)
 	}
 	return nil
 }
@@ -239,10 +245,13 @@ func (s *System) open(write bool) (*session, error) {
 // noMemory explains why physical memory can't be reached.
 func (s *System) noMemory(err error) error {
 	if mode := s.lockdown(); mode != "none" {
-		return refuse("boot without lockdown (Secure Boot turns it on)", "kernel lockdown is %s, which forbids /dev/mem", mode)
+		return blind("boot without lockdown (Secure Boot turns it on)", "kernel lockdown is %s, which forbids /dev/mem", mode)
 	}
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
-		return refuse("run it as root on the host; the kernel needs /dev/mem (CONFIG_DEVMEM), and lockdown (Secure Boot) forbids it", "%v", err)
+	switch {
+	case errors.Is(err, physmem.ErrFault):
+		return blind("look for the area in /proc/iomem and for memory errors in `dmesg`; warmcore.handoff= on the payload's command line, or its device tree, can place it elsewhere", "%v", err)
+	case errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist):
+		return blind("run it as root on the host; the kernel needs /dev/mem (CONFIG_DEVMEM), and lockdown (Secure Boot) forbids it", "%v", err)
 	}
 	return err
 }

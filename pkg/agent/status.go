@@ -68,7 +68,8 @@ type StatusCapture struct {
 }
 
 // Status says how things are. A machine that was not booted by the payload
-// has a status too: it is not armed.
+// has a status too: it is not armed. Where the handoff area can't be read there
+// is none.
 func (s *System) Status() (Status, error) {
 	if err := s.root(); err != nil {
 		return Status{}, err // what it may see would be half the truth
@@ -82,7 +83,7 @@ func (s *System) Status() (Status, error) {
 	x, err := s.open(false)
 	var refusal *Refusal
 	switch {
-	case errors.As(err, &refusal):
+	case errors.As(err, &refusal) && !refusal.blind:
 		st.Why = refusal.What
 		return st, nil
 	case err != nil:

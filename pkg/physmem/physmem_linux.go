@@ -20,6 +20,10 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
+// ErrFault is what reading or writing memory gives that doesn't answer: nothing
+// is there, or it has failed.
+var ErrFault = errors.New("fault: nothing answers there")
+
 // Memory is physical memory, opened. Its methods may run concurrently.
 type Memory struct {
 	file   *os.File
@@ -197,8 +201,8 @@ func (m *Memory) View(r phys.Range, f func(b []byte)) error {
 	return m.touch(r, func(mem area) { f(mem.bytes) })
 }
 
-// touch runs f over r, of one kind. Memory that can't be reached (SIGBUS) is an error,
-// not the end of the program.
+// touch runs f over r, of one kind. Memory that can't be reached (SIGBUS) is
+// ErrFault, not the end of the program.
 func (m *Memory) touch(r phys.Range, f func(mem area)) (err error) {
 	mapping, err := m.mmap(r)
 	if err != nil {
@@ -221,11 +225,11 @@ func recoverFault(err *error, r phys.Range) func() {
 	return func() {
 		debug.SetPanicOnFault(old)
 		if x := recover(); x != nil {
-			fault, ok := x.(interface{ Addr() uintptr })
-			if !ok {
+			if _, ok := x.(interface{ Addr() uintptr }); !ok {
 				panic(x)
 			}
-			*err = fmt.Errorf("physical memory %v: fault at mapped address %#x", r, fault.Addr())
+			// Not that address: it is of the mapping, which is gone.
+			*err = fmt.Errorf("physical memory %v: %w", r, ErrFault)
 		}
 	}
 }

@@ -126,7 +126,7 @@ func TestFaults(t *testing.T) {
 		do   func(m *Memory) error
 		want string
 	}{
-		{"read", func(m *Memory) error { return m.ReadPhys(make([]byte, 16), size+8) }, "physical memory 00004008-00004017: fault at mapped address 0x"},
+		{"read", func(m *Memory) error { return m.ReadPhys(make([]byte, 16), size+8) }, "physical memory 00004008-00004017: fault: nothing answers there"},
 		{"read across the end", func(m *Memory) error { return m.ReadPhys(make([]byte, 0x3000), size-0x1000) }, "fault"},
 		{"write", func(m *Memory) error { return m.WritePhys(make([]byte, 16), size) }, "fault"},
 		{"zero", func(m *Memory) error { return m.Zero(phys.Range{Start: 0, End: size + 0x1000}) }, "clear 00000000-00004fff: physical memory"},

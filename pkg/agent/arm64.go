@@ -188,6 +188,9 @@ func (s *System) mpidrs() ([]uint64, error) {
 	return list, nil
 }
 
+// maxList is how many numbers a list has at most: CPU numbers are of 16 bits.
+const maxList = 1 << 16
+
 // parseList reads a list of numbers as the kernel writes it: 0-3,7.
 func parseList(text string) ([]int, error) {
 	var list []int
@@ -204,7 +207,7 @@ func parseList(text string) ([]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		if from > to || len(list) > 1<<16 {
+		if from > to || uint64(len(list))+to-from >= maxList {
 			return nil, fmt.Errorf("%q is no list of numbers", text)
 		}
 		for ; from <= to; from++ {

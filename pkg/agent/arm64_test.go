@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/binary"
+	"math"
 	"strings"
 	"testing"
 
@@ -324,6 +325,23 @@ func FuzzParseMADT(f *testing.F) {
 		}
 		if len(list) > len(b)/giccMinSize {
 			t.Errorf("%d CPUs of %d bytes", len(list), len(b))
+		}
+	})
+}
+
+func FuzzParseList(f *testing.F) {
+	f.Add("0-3,7")
+	f.Add("0-65535,0-65535,0")
+	f.Add("3-0")
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := parseList(text)
+		if err != nil && list != nil || err == nil && len(list) == 0 || len(list) > maxList {
+			t.Fatalf("%d numbers, %v", len(list), err)
+		}
+		for _, n := range list {
+			if n < 0 || n > math.MaxUint16 {
+				t.Fatalf("number %d of %q", n, text)
+			}
 		}
 	})
 }

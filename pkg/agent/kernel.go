@@ -91,7 +91,7 @@ func (s *System) crashNotes() ([]registration.Note, int, error) {
 	for _, e := range entries {
 		digits, ok := strings.CutPrefix(e.Name(), "cpu")
 		n, err := strconv.ParseUint(digits, 10, 32)
-		if !ok || err != nil {
+		if !ok || err != nil || digits != strconv.FormatUint(n, 10) {
 			continue
 		}
 		if n >= registration.MaxCPUs {
@@ -148,7 +148,7 @@ func parseNote(addr string, addrBase int, size string, sizeBase int) (registrati
 	if err != nil {
 		return registration.Note{}, fmt.Errorf("size: %w", err)
 	}
-	if a == 0 || n == 0 || n > registration.MaxNoteSize {
+	if _, ok := phys.Sized(a, n); !ok || a == 0 || n == 0 || n > registration.MaxNoteSize {
 		return registration.Note{}, fmt.Errorf("%d bytes at %#x: no note is there", n, a)
 	}
 	return registration.Note{Addr: a, Size: n}, nil

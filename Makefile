@@ -60,7 +60,7 @@ bench: tools binaries images ## measure speed and size; raw data in build/bench/
 
 FUZZTIME ?= 30s
 fuzz: tools ## run each fuzz target for FUZZTIME
-	@for p in $$($(GO) list ./pkg/... ./boot/...); do \
+	@for p in $$($(GO) list ./pkg/... ./boot/... ./vmtest/guest/wire); do \
 		for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p || exit 1; done; done
 
 clean: ## remove build/; caches under ~/.cache/warmcore stay

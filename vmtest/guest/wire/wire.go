@@ -137,11 +137,15 @@ func AddPage(runs []Run, pfn, index uint64) []Run {
 	return append(runs, Run{pfn, index, 1})
 }
 
-// Range returns the physical memory of the run.
+// Range returns the physical memory of the run. It is an error if that is not
+// below 52 address bits, or more than a Paint can ask for.
 func (r Run) Range() (phys.Range, error) {
-	const maxPFN = 1 << 40 // 52 address bits
-	if r.PFN > maxPFN || r.Count > maxPFN {
-		return phys.Range{}, fmt.Errorf("painted run at page frame %#x, %d pages: beyond 52 address bits", r.PFN, r.Count)
+	const (
+		endPFN   = 1 << 40 // 52 address bits
+		maxPages = MaxPaintMiB * (phys.MiB / phys.PageSize)
+	)
+	if r.Count > maxPages || r.PFN > endPFN-r.Count {
+		return phys.Range{}, fmt.Errorf("painted run at page frame %#x, %d pages: want at most %d, below 52 address bits", r.PFN, r.Count, maxPages)
 	}
 	start := r.PFN * phys.PageSize
 	return phys.Range{Start: start, End: start + r.Count*phys.PageSize}, nil

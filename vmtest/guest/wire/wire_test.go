@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"testing"
 
@@ -40,7 +41,14 @@ func TestRunRange(t *testing.T) {
 	if err != nil || got != want {
 		t.Errorf("Range() = %v, %v; want %v", got, err, want)
 	}
-	for _, r := range []Run{{PFN: 1 << 60, Count: 1}, {PFN: 1, Count: 1 << 60}} {
+	last := Run{PFN: 1<<40 - 1, Count: 1}
+	if got, err := last.Range(); err != nil || got.End != 4096*phys.TiB {
+		t.Errorf("%+v.Range() = %v, %v; want the last page of 52 bits", last, got, err)
+	}
+	for _, r := range []Run{
+		{PFN: 1 << 60, Count: 1}, {PFN: 1, Count: 1 << 60}, {PFN: 1 << 40, Count: 1}, {PFN: 1<<40 - 1, Count: 2},
+		{PFN: 1, Count: MaxPaintMiB<<8 + 1}, {PFN: ^uint64(0), Count: 1},
+	} {
 		if got, err := r.Range(); err == nil || got != (phys.Range{}) {
 			t.Errorf("%+v.Range() = %v, %v; want an error", r, got, err)
 		}
@@ -86,4 +94,85 @@ func BenchmarkFill(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// FuzzMessage reads a line as the rig does: what a crash cut off is one, too.
+func FuzzMessage(f *testing.F) {
+	f.Add([]byte(`{"t":1.5,"event":"boot","boot":{"kind":"plain","release":"6.12.0","cmdline":"quiet","cpus":2,"iomem":"0-1 : RAM\n"}}`))
+	f.Add([]byte(`{"id":1,"t":2,"result":{"exit":-1,"stdout":"out","stderr":""}}`))
+	f.Add([]byte(`{"id":2,"t":3,"pages":[{"p":1048576,"i":0,"n":2},{"p":1099511627776,"i":2,"n":1}],"data":"AAE="}`))
+	f.Add([]byte(`{"id":3,"error":"cut o`))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		m := roundTrip[Message](t, line)
+		for _, r := range m.Pages {
+			mem, err := r.Range()
+			switch {
+			case err != nil && mem != (phys.Range{}):
+				t.Errorf("%+v: %v, and %v", r, mem, err)
+			case err == nil && (mem.End < mem.Start || mem.End > 4096*phys.TiB || mem.Start/phys.PageSize != r.PFN || mem.Size()/phys.PageSize != r.Count):
+				t.Errorf("%+v: %v", r, mem)
+			}
+		}
+	})
+}
+
+// FuzzRequest reads a line as the guest does.
+func FuzzRequest(f *testing.F) {
+	f.Add([]byte(`{"id":1,"run":["sh","-c","exit 3"]}`))
+	f.Add([]byte(`{"id":2,"paint":{"mib":64,"seed":18446744073709551615}}`))
+	f.Add([]byte(`{"id":3,"trigger":{"kind":"sysrq-c","cpu":1,"timeout":2}}`))
+	f.Add([]byte(`{"id":4,"go":true,"read":"/proc/iomem","sync":true}`))
+	f.Add([]byte(`"id":5}`))
+	f.Fuzz(func(t *testing.T, line []byte) { roundTrip[Request](t, line) })
+}
+
+// roundTrip returns line decoded, or the zero value. Encoded again it must be
+// one line that means the same.
+func roundTrip[T any](t *testing.T, line []byte) T {
+	t.Helper()
+	var m, none T
+	if err := json.Unmarshal(line, &m); err != nil {
+		return none
+	}
+	first, err := json.Marshal(m)
+	if err != nil {
+		t.Fatalf("%+v can be read, not written: %v", m, err)
+	}
+	if bytes.ContainsAny(first, "\r\n") {
+		t.Errorf("%q is more than a line", first)
+	}
+	var again T
+	if err := json.Unmarshal(first, &again); err != nil {
+		t.Fatalf("%s: %v", first, err)
+	}
+	if second, err := json.Marshal(again); err != nil || !bytes.Equal(first, second) {
+		t.Errorf("%s came back as %s, %v", first, second, err)
+	}
+	return m
+}
+
+// FuzzAddPage takes the runs of pages apart again.
+func FuzzAddPage(f *testing.F) {
+	f.Add([]byte{7, 8, 9, 11, 10, 10})
+	f.Fuzz(func(t *testing.T, pfns []byte) {
+		var runs []Run
+		for i, pfn := range pfns {
+			runs = AddPage(runs, uint64(pfn), uint64(i))
+		}
+		var got []byte
+		for i, r := range runs {
+			if r.Count == 0 || r.Index != uint64(len(got)) {
+				t.Errorf("run %+v behind %d pages", r, len(got))
+			}
+			if i > 0 && runs[i-1].PFN+runs[i-1].Count == r.PFN {
+				t.Errorf("runs %+v and %+v are one", runs[i-1], r)
+			}
+			for n := range r.Count {
+				got = append(got, byte(r.PFN+n))
+			}
+		}
+		if !bytes.Equal(got, pfns) {
+			t.Errorf("pages %v came back as %v", pfns, got)
+		}
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,8 +31,11 @@ const processRoot = "WARMCORE_TEST_ROOT"
 // of pages: a test must be fast enough to see how far a process is.
 const (
 	processPause = "WARMCORE_TEST_PAUSE"
-	quick        = 3 * time.Millisecond
-	slow         = 25 * time.Millisecond // where it must not be too late
+	// At the third look, when the files are there, the process stops itself.
+	processStop = "WARMCORE_TEST_STOP"
+	stopLook    = 3
+	quick       = 3 * time.Millisecond
+	slow        = 60 * time.Millisecond // where it must not be too late
 )
 
 func TestMain(m *testing.M) {
@@ -40,7 +44,14 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			panic(err)
 		}
-		now := func() time.Time { time.Sleep(pause); return time.Now() }
+		var looks atomic.Int32
+		now := func() time.Time {
+			time.Sleep(pause)
+			if looks.Add(1) == stopLook && os.Getenv(processStop) != "" {
+				syscall.Kill(syscall.Getpid(), syscall.SIGSTOP)
+			}
+			return time.Now()
+		}
 		os.Exit(run(os.Args[1:], environment{stdout: os.Stdout, stderr: os.Stderr, system: agent.System{Root: root, Now: now}}))
 	}
 	os.Exit(m.Run())
@@ -298,15 +309,22 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// startAndStop starts the process and stops it as soon as it writes.
+// startAndStop starts the process and waits until it has stopped itself.
 func (p *process) startAndStop() *process {
 	p.b.Helper()
+	p.cmd.Env = append(p.cmd.Env, processStop+"=1")
 	p.pause(slow).start()
-	if !p.wait(1) {
-		p.b.Fatalf("%v was over at once: %s", p.cmd.Args[1:], p.stderr.String())
+	stat := fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid)
+	for {
+		if b, err := os.ReadFile(stat); err == nil && bytes.Contains(b, []byte(") T ")) {
+			return p
+		}
+		select {
+		case <-p.done:
+			p.b.Fatalf("%v was over at once: %s", p.cmd.Args[1:], p.stderr.String())
+		case <-time.After(time.Millisecond):
+		}
 	}
-	p.signal(syscall.SIGSTOP)
-	return p
 }
 
 // outForm is a form of a dump, and the files that it has.

@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -107,6 +108,10 @@ func TestStopped(t *testing.T) {
 	if b == nil {
 		return
 	}
+	// What this test ignores, as a shell's background jobs do, its processes do.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	forms := outForms()
 	for i, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		p := b.command(forms[i].convert(b)...).startAndStop()

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,6 +72,8 @@ func TestRun(t *testing.T) {
 		{"save in an unknown format", []string{"save", "--format", "tar"}, exitUsage, "", `format "tar", want kdump or elf`},
 		{"save with an unknown compression", []string{"save", "--compress", "lzo"}, exitUsage, "", `compression "lzo", want zstd`},
 		{"save by an unknown way", []string{"save", "--read", "mem"}, exitUsage, "", `read from "mem": want vmcore or dax`},
+		{"save at an unknown level", []string{"save", "-d", "99"}, exitUsage, "", "dump level 99"},
+		{"save into too many files", []string{"save", "--split", "1000000"}, exitUsage, "", "1000000 files"},
 		{"save by dax without a dump", []string{"save", "--read", "dax"}, exitNothing, "", "warmcore: save: nothing to save"},
 		{"convert nothing", []string{"convert", "garbage"}, exitUsage, "", "warmcore: convert: want the dump"},
 		{"convert garbage", []string{"convert", "garbage", "new"}, exitFailed, "", "warmcore: convert: garbage: open dump:"},
@@ -122,6 +125,40 @@ func TestRun(t *testing.T) {
 				t.Errorf("stdout is no JSON: %s", stdout.String())
 			}
 		})
+	}
+}
+
+// Whether the machine is armed is nothing that others may see, so nothing says
+// that it isn't.
+func TestStatusWithoutRoot(t *testing.T) {
+	system := machine(t)
+	system.EUID = func() int { return 1000 }
+	var stdout, stderr bytes.Buffer
+	if got := run([]string{"status", "--json"}, environment{stdout: &stdout, stderr: &stderr, system: system}); got != exitRefused {
+		t.Errorf("exit code %d, want %d", got, exitRefused)
+	}
+	want := "{\n  \"schema\": 1,\n  \"verb\": \"status\",\n  \"exit\": 3,\n" +
+		"  \"error\": \"this needs root, and the user id is 1000\",\n  \"todo\": \"run it as root\"\n}\n"
+	if diff := cmp.Diff(want, stdout.String()); diff != "" {
+		t.Errorf("stdout (-want +got):\n%s", diff)
+	}
+}
+
+// Memory blocks that stay behind are printed with what was done.
+func TestMovedInPart(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	c := &call{environment: environment{stdout: &stdout, stderr: &stderr}, options: options{json: true}}
+	left := agent.LeftOver{Range: agent.MemoryRange{Start: "0x30000000", Bytes: 128 * phys.MiB}, Why: "busy"}
+	err := c.moved(agent.Moved{Bytes: 1, Blocks: 1, Left: []agent.LeftOver{left}}, errors.New("reclaim: one is left"), "reclaimed")
+	if got := c.finish("reclaim", err); got != exitFailed {
+		t.Errorf("exit code %d, want %d", got, exitFailed)
+	}
+	var got agent.Moved
+	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
+		t.Fatalf("%v: %s", err, stdout.String())
+	}
+	if diff := cmp.Diff([]agent.LeftOver{left}, got.Left); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
 	}
 }
 

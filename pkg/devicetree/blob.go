@@ -34,10 +34,7 @@ const (
 	tokenEnd       = 9
 )
 
-var (
-	errCut   = errors.New("ends early")
-	errTwice = errors.New("the name occurs twice in its node")
-)
+var errCut = errors.New("ends early")
 
 // Parse reads a blob, which may have bytes behind its end. The tree's values
 // lie in b: change neither's bytes.
@@ -127,15 +124,9 @@ type parser struct {
 	names   map[uint32]string // by offset in strings
 }
 
-// open is a node of which the end has not been read, with the names in it.
-type open struct {
-	node                 *Node
-	properties, children map[string]bool
-}
-
 func (p *parser) nodes(t *Tree) error {
 	p.names = map[uint32]string{}
-	var path []open
+	var path []*Node // from the root to the node of which the end has not been read
 	nodes, properties := 0, 0
 	for {
 		token, err := p.token()
@@ -161,13 +152,10 @@ func (p *parser) nodes(t *Tree) error {
 			if len(path) == 0 {
 				t.Root = n
 			} else {
-				parent := &path[len(path)-1]
-				if !add(&parent.children, name) {
-					return fmt.Errorf("node %q: %w", name, errTwice)
-				}
-				parent.node.Children = append(parent.node.Children, n)
+				parent := path[len(path)-1]
+				parent.Children = append(parent.Children, n)
 			}
-			path = append(path, open{node: n})
+			path = append(path, n)
 		case tokenEndNode:
 			if len(path) == 0 {
 				return errors.New("a node ends that never began")
@@ -177,20 +165,18 @@ func (p *parser) nodes(t *Tree) error {
 			if len(path) == 0 {
 				return errors.New("a property outside of nodes")
 			}
-			in := &path[len(path)-1]
+			in := path[len(path)-1]
 			property, err := p.property()
 			properties++
 			switch {
 			case err != nil:
 				return err
-			case len(in.node.Children) > 0:
+			case len(in.Children) > 0:
 				return fmt.Errorf("property %q behind a node", property.Name)
 			case properties > MaxProperties:
 				return fmt.Errorf("more than %d properties", MaxProperties)
-			case !add(&in.properties, property.Name):
-				return fmt.Errorf("property %q: %w", property.Name, errTwice)
 			}
-			in.node.Properties = append(in.node.Properties, property)
+			in.Properties = append(in.Properties, property)
 		case tokenEnd:
 			if len(path) > 0 || t.Root == nil {
 				return errors.New("end within the nodes")
@@ -200,18 +186,6 @@ func (p *parser) nodes(t *Tree) error {
 			return fmt.Errorf("unknown token %#x", token)
 		}
 	}
-}
-
-// add puts name into a set; false if it is there.
-func add(set *map[string]bool, name string) bool {
-	if (*set)[name] {
-		return false
-	}
-	if *set == nil {
-		*set = map[string]bool{}
-	}
-	(*set)[name] = true
-	return true
 }
 
 func (p *parser) token() (uint32, error) {
@@ -353,13 +327,9 @@ func (w *writer) node(n *Node, depth int) error {
 	}
 	w.cell(tokenBeginNode)
 	w.bytes(append([]byte(n.Name), 0))
-	var properties, children map[string]bool
 	for _, p := range n.Properties {
 		if err := checkName(p.Name); err != nil {
 			return fmt.Errorf("node %q: property: %w", n.Name, err)
-		}
-		if !add(&properties, p.Name) {
-			return fmt.Errorf("node %q: property %q: %w", n.Name, p.Name, errTwice)
 		}
 		at, ok := w.names[p.Name]
 		if !ok {
@@ -376,9 +346,6 @@ func (w *writer) node(n *Node, depth int) error {
 		w.bytes(p.Value)
 	}
 	for _, c := range n.Children {
-		if !add(&children, c.Name) {
-			return fmt.Errorf("node %q: node %q: %w", n.Name, c.Name, errTwice)
-		}
 		if err := w.node(c, depth+1); err != nil {
 			return err
 		}

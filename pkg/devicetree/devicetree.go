@@ -16,7 +16,9 @@
 //   - Append writes the same bytes for equal trees, and Parse reads an equal
 //     tree in them.
 //   - Sizes, depth and counts are capped by the constants below; blocks of a
-//     blob that overlap, and names that occur twice in a node, are errors.
+//     blob that overlap are errors.
+//   - Of names that occur twice in a node, which dtc refuses and kernels boot
+//     with, the first counts, as in libfdt. All of them are written again.
 package devicetree
 
 import (

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"runtime"
@@ -45,11 +46,15 @@ func (*Linux) Arch() plan.Arch {
 // (CONFIG_FIRMWARE_MEMMAP) still has the e820 table of its zero page.
 func (l *Linux) FirmwareMap() (memmap.Map, error) {
 	if l.Arch() == plan.ARM64 {
-		tree, err := readTree()
+		tree, warning, err := readTree(os.DirFS("/sys/firmware"))
 		if err != nil {
 			return memmap.Map{}, err
 		}
-		return memmap.DeviceTree(tree)
+		m, err := memmap.DeviceTree(tree)
+		if warning != "" {
+			m.Warnings = append(m.Warnings, warning)
+		}
+		return m, err
 	}
 	m, err := memmap.Sysfs(os.DirFS("/sys/firmware/memmap"))
 	if err == nil {
@@ -72,23 +77,34 @@ func (l *Linux) DeviceTree() *devicetree.Tree {
 	if l.Arch() != plan.ARM64 {
 		return nil
 	}
-	tree, err := readTree()
+	tree, _, err := readTree(os.DirFS("/sys/firmware"))
 	if err != nil {
 		return nil // FirmwareMap has said why
 	}
 	return tree
 }
 
-func readTree() (*devicetree.Tree, error) {
-	b, err := os.ReadFile("/sys/firmware/fdt")
+// readTree reads the kernel's copy of the tree, in /sys/firmware. It is
+// missing where the kernel finds it changed (of_fdt_raw_init in
+// drivers/of/fdt.c, v6.12); then the warning says what is not in the tree that
+// the kernel has made of it.
+func readTree(firmware fs.FS) (tree *devicetree.Tree, warning string, err error) {
+	b, err := fs.ReadFile(firmware, "fdt")
 	if err != nil {
-		return nil, fmt.Errorf("device tree: %w", err)
+		err = fmt.Errorf("device tree: /sys/firmware: %w", err)
+	} else if tree, err = devicetree.Parse(b); err != nil {
+		err = fmt.Errorf("/sys/firmware/fdt: %w", err)
+	} else {
+		return tree, "", nil
 	}
-	tree, err := devicetree.Parse(b)
-	if err != nil {
-		return nil, fmt.Errorf("device tree /sys/firmware/fdt: %w", err)
+	base, baseErr := fs.Sub(firmware, "devicetree/base")
+	if baseErr == nil {
+		tree, baseErr = devicetree.ReadFS(base)
 	}
-	return tree, nil
+	if baseErr != nil {
+		return nil, "", errors.Join(err, fmt.Errorf("/sys/firmware/devicetree/base: %w", baseErr))
+	}
+	return tree, fmt.Sprintf("%v: taking /sys/firmware/devicetree/base, which lacks the reservation block", err), nil
 }
 
 // OwnRAM is what /proc/iomem lists, less what is RAM of this kernel only so

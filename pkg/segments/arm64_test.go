@@ -281,9 +281,6 @@ func TestARM64Refuses(t *testing.T) {
 		}, `write device tree: node "handoff@140000000"`},
 		{"capture without a memory map", func(l *Linux) { l.Map = memmap.Map{} }, "a capture kernel without a memory map"},
 		{"no root, no memory map", func(l *Linux) { l.Map, l.Tree = memmap.Map{}, &devicetree.Tree{} }, "the machine's has no root"},
-		{"node of a name twice", func(l *Linux) {
-			l.Tree.Root.Children = append(l.Tree.Root.Children, &devicetree.Node{Name: "psci"})
-		}, "occurs twice"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

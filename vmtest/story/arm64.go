@@ -149,6 +149,9 @@ func (l *Lab) writeTree(p loaded, o rig.Options) error {
 	if err := l.confine(tree, lost); err != nil {
 		return err
 	}
+	if l.spoilTree != nil {
+		l.spoilTree(tree)
+	}
 	out, err := tree.Append(nil)
 	if err != nil {
 		return err

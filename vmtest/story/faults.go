@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
@@ -62,7 +63,8 @@ func (l *Lab) recrash() error {
 	return l.judge([]saved{d}, false)
 }
 
-// broken has a first entry whose kernel is missing.
+// broken has a first entry whose kernel is missing; on arm64, also a device
+// tree with two nodes of one name, which kernels boot with.
 func (l *Lab) broken() error {
 	good, err := rig.GRUBConfig(l.files.kernel.Release, l.cmdline())
 	if err != nil {
@@ -70,6 +72,9 @@ func (l *Lab) broken() error {
 	}
 	first := strings.Replace(string(good), "/boot/vmlinuz-"+l.files.kernel.Release, "/boot/vmlinuz-removed", 1)
 	l.diskFiles = map[string][]byte{rig.GRUBConfigPath: []byte(first)}
+	l.spoilTree = func(t *devicetree.Tree) {
+		t.Root.Children = append(t.Root.Children, &devicetree.Node{Name: "twice"}, &devicetree.Node{Name: "twice"})
+	}
 	if err := l.start(); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
@@ -57,12 +58,13 @@ type Lab struct {
 	board     *board
 	files     built
 	disk      rig.DiskImage
-	params    string            // kernel parameters beside the usual ones
-	more      map[string]string // programs in the guest beside warmcore
-	pad       int64             // of the initrd, in bytes
-	size      int64             // of the disk, in bytes
-	diskFiles map[string][]byte // put on the disk, or replaced there
-	makeDisk  func() error      // in place of the usual disk
+	params    string                 // kernel parameters beside the usual ones
+	more      map[string]string      // programs in the guest beside warmcore
+	pad       int64                  // of the initrd, in bytes
+	size      int64                  // of the disk, in bytes
+	diskFiles map[string][]byte      // put on the disk, or replaced there
+	makeDisk  func() error           // in place of the usual disk
+	spoilTree func(*devicetree.Tree) // changes the payload's device tree at the end
 	booted    time.Duration
 }
 

@@ -159,11 +159,15 @@ func (s *System) Release(discard bool) (Moved, error) {
 	if added != nil {
 		return m, fmt.Errorf("release: %w", added)
 	}
-	if len(m.Left) > 0 {
-		return m, fmt.Errorf("release: %d of %d memory blocks are left, the first is %v: %s",
-			len(m.Left), len(p.preserved)+len(p.lendable), m.Left[0].Range, m.Left[0].Why)
+	return m, m.unmoved("release", "left", len(p.preserved)+len(p.lendable))
+}
+
+// unmoved is the error of verb for the memory blocks that did not move.
+func (m Moved) unmoved(verb, state string, blocks int) error {
+	if len(m.Left) == 0 {
+		return nil
 	}
-	return m, nil
+	return fmt.Errorf("%s: %d of %d memory blocks are %s, the first is %v: %s", verb, len(m.Left), blocks, state, m.Left[0].Range, m.Left[0].Why)
 }
 
 func allOnline(blocks []hotplug.Block) bool {
@@ -246,11 +250,7 @@ func (s *System) Lend() (Moved, error) {
 	if added != nil {
 		return m, fmt.Errorf("lend: %w", added)
 	}
-	if len(m.Left) > 0 {
-		return m, fmt.Errorf("lend: %d of %d memory blocks are left, the first is %v: %s",
-			len(m.Left), len(p.lendable), m.Left[0].Range, m.Left[0].Why)
-	}
-	return m, nil
+	return m, m.unmoved("lend", "left", len(p.lendable))
 }
 
 func allMovable(blocks []hotplug.Block) bool {
@@ -301,11 +301,7 @@ func (s *System) Reclaim() (Moved, error) {
 		x.progress(Progress{What: "reclaim", Done: done, Total: total, Elapsed: x.now().Sub(start)})
 	}
 	m.MemTotalKiB[1] = x.memTotal()
-	if len(m.Left) > 0 {
-		return m, fmt.Errorf("reclaim: %d of %d memory blocks are still in use, the first is %v: %s",
-			len(m.Left), len(lent), m.Left[0].Range, m.Left[0].Why)
-	}
-	return m, nil
+	return m, m.unmoved("reclaim", "still in use", len(lent))
 }
 
 // memTotal returns the running kernel's memory in KiB, 0 if it doesn't say.

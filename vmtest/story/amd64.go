@@ -4,11 +4,14 @@ import (
 	"path/filepath"
 
 	"github.com/warmcore/warmcore/pkg/phys"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/debian"
+	"github.com/warmcore/warmcore/vmtest/machine"
 )
 
 var amd64 = &board{
-	Arch:         rig.AMD64,
+	Arch:         machine.AMD64,
+	debian:       debian.AMD64,
+	dax:          true,
 	handoff:      phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}, // without a parameter
 	firmwares:    []string{"direct"},
 	payload:      seabiosPayload,
@@ -30,13 +33,13 @@ var amd64 = &board{
 	},
 }
 
-// ownPayload is the command line that confines our payload kernel to the window.
-const ownPayload = "console=ttyS0 quiet memmap=exactmap memmap=640K@0 memmap=128M@384M"
+// PayloadParameters is the command line that confines our payload kernel to the window.
+const PayloadParameters = "console=ttyS0 quiet memmap=exactmap memmap=640K@0 memmap=128M@384M"
 
 // seabiosPayload lets QEMU's -kernel start the payload. Its loader puts
 // Debian's kernel at 16 MiB, from where nokaslr keeps it from moving, and the
 // initramfs at the top of low RAM.
-func seabiosPayload(l *Lab, o *rig.Options) error {
+func seabiosPayload(l *Lab, o *machine.Options) error {
 	if l.Payload == "stock" {
 		o.Kernel, o.Initrd = l.files.kernel.Image, filepath.Join(l.Out, "initramfs")
 		o.Append = "console=ttyS0 quiet panic=1 nokaslr memmap=exactmap memmap=640K@0 memmap=127M@1M"
@@ -44,14 +47,14 @@ func seabiosPayload(l *Lab, o *rig.Options) error {
 			return err
 		}
 	} else {
-		o.Kernel, o.Append = filepath.Join(l.PayloadDir, "vmlinux"), ownPayload
+		o.Kernel, o.Append = filepath.Join(l.PayloadDir, "vmlinux"), PayloadParameters
 	}
 	o.Append += " " + lostParameter(phys.Set{seabiosHeap(l.Memory)})
 	return nil
 }
 
 // lowTop is the end of RAM below 4 GiB on a q35 machine.
-func lowTop(memory uint64) uint64 { return rig.AMD64.RAM(memory)[0].End }
+func lowTop(memory uint64) uint64 { return machine.AMD64.RAM(memory)[0].End }
 
 // seabiosHeap is what SeaBIOS overwrites at each reset although its map says
 // RAM: 136 KiB below 16 MiB from the top were measured, as the only pages of

@@ -13,11 +13,13 @@ import (
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/plan"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/debian"
+	"github.com/warmcore/warmcore/vmtest/machine"
 )
 
 var arm64 = &board{
-	Arch:         rig.ARM64,
+	Arch:         machine.ARM64,
+	debian:       debian.ARM64,
 	handoff:      phys.Range{Start: 0x6000_0000, End: 0x6020_0000},
 	firmwares:    []string{"direct", "uboot"},
 	payload:      virtPayload,
@@ -69,7 +71,7 @@ type loaded struct {
 
 // virtPayload lets QEMU's generic loader start the payload at each reset, with
 // no firmware, or U-Boot from flash.
-func virtPayload(l *Lab, o *rig.Options) error {
+func virtPayload(l *Lab, o *machine.Options) error {
 	p := loaded{image: filepath.Join(l.PayloadDir, "Image"), tree: filepath.Join(l.Out, "payload.dtb")}
 	switch {
 	case l.Payload == "stock":
@@ -86,7 +88,7 @@ func virtPayload(l *Lab, o *rig.Options) error {
 }
 
 // startLoaded lets l.Firmware start p.
-func (l *Lab) startLoaded(p loaded, o *rig.Options) error {
+func (l *Lab) startLoaded(p loaded, o *machine.Options) error {
 	if l.Firmware == "uboot" {
 		o.BIOS = ubootBinary
 	}
@@ -104,9 +106,9 @@ func (l *Lab) startLoaded(p loaded, o *rig.Options) error {
 	if err := os.WriteFile(stub, start, 0o644); err != nil {
 		return err
 	}
-	o.Blobs = []rig.Blob{{File: p.image, Addr: armKernel}, {File: p.tree, Addr: armTree}, {File: stub, Addr: armStart}}
+	o.Blobs = []machine.Blob{{File: p.image, Addr: armKernel}, {File: p.tree, Addr: armTree}, {File: stub, Addr: armStart}}
 	if p.initramfs != "" {
-		o.Blobs = append(o.Blobs, rig.Blob{File: p.initramfs, Addr: armInitramfs})
+		o.Blobs = append(o.Blobs, machine.Blob{File: p.initramfs, Addr: armInitramfs})
 	}
 	o.Entry = armStart
 	return nil
@@ -114,8 +116,8 @@ func (l *Lab) startLoaded(p loaded, o *rig.Options) error {
 
 // writeTree writes the payload's device tree: the machine's, with what
 // confines the payload.
-func (l *Lab) writeTree(p loaded, o rig.Options) error {
-	blob, err := rig.DeviceTree(l.ctx, o)
+func (l *Lab) writeTree(p loaded, o machine.Options) error {
+	blob, err := machine.DeviceTree(l.ctx, o)
 	if err != nil {
 		return err
 	}

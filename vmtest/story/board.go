@@ -6,22 +6,26 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/phys"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/debian"
+	"github.com/warmcore/warmcore/vmtest/machine"
 )
 
 // board is what stories know about the machine of an architecture.
 type board struct {
-	*rig.Arch
+	*machine.Arch
+	debian    *debian.Arch
 	handoff   phys.Range // where the payload has H
 	firmwares []string   // that can start the payload; the first is the usual one
 	// payload puts the payload into the machine, as l.Firmware starts it.
-	payload func(l *Lab, o *rig.Options) error
+	payload func(l *Lab, o *machine.Options) error
 	// undumped is RAM that no dump has, though no plan says so.
 	undumped func(memory uint64) phys.Set
 	// entry is the function through which user space enters the kernel.
 	entry string
 	// unplanned is what arm says after a boot without a plan.
 	unplanned string
+	// dax says that a dump can be read from dax devices here.
+	dax bool
 	// stockPercent of memory comes back with Debian's kernel as payload.
 	stockPercent uint64
 	// flushed is how many CPUs' caches are written back when cpu panics.

@@ -12,10 +12,10 @@ import (
 // corrupt pokes each corruption of the registration into a machine that
 // stands still, and resets it.
 func (l *Lab) corrupt() error {
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
-	if err := l.warmcore("arm"); err != nil {
+	if err := l.Warmcore("arm"); err != nil {
 		return err
 	}
 	armed, err := l.readHandoff()
@@ -50,7 +50,7 @@ func (l *Lab) corrupt() error {
 		if err := l.refusedBy(c.Want, i == 0 || c.Name == changed.Name); err != nil {
 			return fmt.Errorf("%s: %w", c.Name, err)
 		}
-		l.say("%d of %d: %s: plain boot, %s", i+1, len(cases), c.Name, c.Want)
+		l.Step("%d of %d: %s: plain boot, %s", i+1, len(cases), c.Name, c.Want)
 	}
 	return nil
 }
@@ -69,7 +69,7 @@ func (l *Lab) refusedBy(want string, whole bool) error {
 	} else if _, err := l.Machine.Wait(l.ctx, "the payload to hand over", handedOver); err != nil {
 		return err
 	}
-	b, err := l.block()
+	b, err := l.Registration()
 	if err != nil {
 		return l.Machine.Fail("registration", err)
 	}

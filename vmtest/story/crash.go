@@ -14,7 +14,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/machine"
+	"github.com/warmcore/warmcore/vmtest/truth"
 )
 
 // paintMiB is how much user memory a story paints.
@@ -22,49 +23,49 @@ const paintMiB = 64
 
 // ready arms, paints and lends in a plain boot. It paints first, because user
 // pages go to lent memory as soon as there is some, and that is not dumped.
-func (l *Lab) ready(seed uint64) (rig.Painting, error) {
-	if err := l.warmcore("arm"); err != nil {
-		return rig.Painting{}, err
+func (l *Lab) ready(seed uint64) (truth.Painting, error) {
+	if err := l.Warmcore("arm"); err != nil {
+		return truth.Painting{}, err
 	}
 	painting, err := l.Guest.Paint(l.ctx, paintMiB, seed)
 	if err != nil {
-		return rig.Painting{}, err
+		return truth.Painting{}, err
 	}
-	return painting, l.warmcore("lend")
+	return painting, l.Warmcore("lend")
 }
 
 // saved is a dump on the disk and what it is to be compared with.
 type saved struct {
 	dir      string
 	whole    string // directory of an ELF dump of all pages, if dir's is filtered
-	truth    *rig.Truth
-	painting rig.Painting
+	ram      *truth.RAM
+	painting truth.Painting
 	block    *registration.Block
 }
 
 // save saves the dump in a capture boot.
-func (l *Lab) save(dir string, truth *rig.Truth, painting rig.Painting) (saved, error) {
-	b, err := l.block()
+func (l *Lab) save(dir string, ram *truth.RAM, painting truth.Painting) (saved, error) {
+	b, err := l.Registration()
 	if err != nil {
 		return saved{}, l.Machine.Fail("registration", err)
 	}
 	whole := ""
-	if l.name == "crash" || l.name == "stock" {
+	if l.story.SaveTwice {
 		// As users do it; and all pages, to compare them.
-		if _, err := l.run("warmcore", "save", dir); err != nil {
+		if _, err := l.Command("warmcore", "save", dir); err != nil {
 			return saved{}, err
 		}
-		if _, err := l.run("warmcore", "inspect", "--verify", path.Join(dir, agent.DumpName)); err != nil {
+		if _, err := l.Command("warmcore", "inspect", "--verify", path.Join(dir, agent.DumpName)); err != nil {
 			return saved{}, err
 		}
 		whole = dir + "-whole"
 	}
 	all := []string{"warmcore", "save", "--format", "elf", "--dump-level", "0", cmp.Or(whole, dir)}
-	if l.name == "small" && l.board == amd64 {
+	if l.story.Dax && l.board.dax {
 		if err := l.saveByDax(append(all, "--read", "dax", "--json")...); err != nil {
 			return saved{}, err
 		}
-	} else if _, err := l.run(all...); err != nil {
+	} else if _, err := l.Command(all...); err != nil {
 		return saved{}, err
 	}
 	l.Report.Copy = &Copy{Bytes: b.Capture.CopyBytes, Seconds: round(float64(b.Capture.CopyNanos) / 1e9)}
@@ -72,7 +73,7 @@ func (l *Lab) save(dir string, truth *rig.Truth, painting rig.Painting) (saved, 
 		Trigger: l.Trigger, Reason: b.Capture.Reason.String(),
 		CPUsWithRegisters: int(b.Capture.CPUsWithRegisters), CPUsFlushed: int(b.Capture.CPUsFlushed),
 	}
-	return saved{dir: dir, whole: whole, truth: truth, painting: painting, block: b}, nil
+	return saved{dir: dir, whole: whole, ram: ram, painting: painting, block: b}, nil
 }
 
 // saveByDax saves a dump that must all come from dax devices.
@@ -88,25 +89,25 @@ func (l *Lab) saveByDax(argv ...string) error {
 	if m.DaxBytes < m.Dump.Memory || len(m.Warnings) > 0 {
 		return l.Machine.Fail(strings.Join(argv, " "), fmt.Errorf("%d of %d bytes from dax devices, warnings %q", m.DaxBytes, m.Dump.Memory, m.Warnings))
 	}
-	l.say("save --read dax: %s", m.Summary())
+	l.Step("save --read dax: %s", m.Summary())
 	return nil
 }
 
-// crashNow ends the guest in the manner of kind and waits for the boot that
+// CrashNow ends the guest in the manner of kind and waits for the boot that
 // follows, which must be of the kind want. It returns the truth at the reset,
 // which ends with the machine.
-func (l *Lab) crashNow(trigger wire.Trigger, want string) (*rig.Truth, error) {
+func (l *Lab) CrashNow(trigger wire.Trigger, want string) (*truth.RAM, error) {
 	if err := l.triggerOn(trigger); err != nil {
 		return nil, err
 	}
-	truth, err := l.reset()
+	ram, err := l.reset()
 	if err != nil {
 		return nil, err
 	}
 	if err := l.waitGuest(); err != nil {
 		return nil, err
 	}
-	return truth, l.want(want)
+	return ram, l.want(want)
 }
 
 // crash is the usual story: Cycles crashes on one running machine, each
@@ -114,7 +115,7 @@ func (l *Lab) crashNow(trigger wire.Trigger, want string) (*rig.Truth, error) {
 // where the stub flushes every CPU's caches; a second one is on another CPU,
 // from where it must leave CPU 0 alone.
 func (l *Lab) crash() error {
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	if err := l.want(wire.Plain); err != nil {
@@ -128,7 +129,7 @@ func (l *Lab) crash() error {
 	if err != nil {
 		return err
 	}
-	l.say("memory lent: MemTotal %s", phys.FormatSize(plain*phys.KiB))
+	l.Step("memory lent: MemTotal %s", phys.FormatSize(plain*phys.KiB))
 	l.Report.Memory = &Memory{InstalledKiB: l.Memory / phys.KiB, PlainKiB: plain}
 	var dumps []saved
 	for cycle := range l.Cycles {
@@ -136,7 +137,7 @@ func (l *Lab) crash() error {
 			return err
 		}
 		cpu := cycle % l.CPUs
-		truth, err := l.crashNow(wire.Trigger{Kind: l.Trigger, CPU: cpu}, wire.Capture)
+		ram, err := l.CrashNow(wire.Trigger{Kind: l.Trigger, CPU: cpu}, wire.Capture)
 		if err != nil {
 			return err
 		}
@@ -144,7 +145,7 @@ func (l *Lab) crash() error {
 			return err
 		}
 		l.Report.Memory.CaptureKiB = l.Guest.MemTotalKiB
-		d, err := l.save(fmt.Sprintf("/var/crash/dump%d", cycle), truth, painting)
+		d, err := l.save(fmt.Sprintf("/var/crash/dump%d", cycle), ram, painting)
 		if err != nil {
 			return err
 		}
@@ -155,17 +156,17 @@ func (l *Lab) crash() error {
 		if painting, err = l.Guest.Paint(l.ctx, paintMiB, uint64(cycle)+2); err != nil {
 			return err
 		}
-		if err := l.warmcore("release", "arm"); err != nil {
+		if err := l.Warmcore("release", "arm"); err != nil {
 			return err
 		}
 		if err := l.memoryBack(plain); err != nil {
 			return err
 		}
 	}
-	if err := l.powerOff(); err != nil {
+	if err := l.PowerOff(); err != nil {
 		return err
 	}
-	return l.judge(dumps, slices.Contains([]string{"crash", "stock", "uboot"}, l.name))
+	return l.judge(dumps)
 }
 
 // wholePanic checks what was recorded of a panic on cpu.
@@ -207,7 +208,7 @@ func (l *Lab) memoryBack(plain uint64) error {
 	if err != nil {
 		return err
 	}
-	l.say("memory back: MemTotal %s of %s", phys.FormatSize(released*phys.KiB), phys.FormatSize(l.Memory))
+	l.Step("memory back: MemTotal %s of %s", phys.FormatSize(released*phys.KiB), phys.FormatSize(l.Memory))
 	if first := l.Report.Memory.ReleasedKiB; first != 0 && diff(first, released) > first/200 {
 		return l.Machine.Fail("release", fmt.Errorf("MemTotal %d KiB, and %d KiB after the release before", released, first))
 	}
@@ -254,7 +255,7 @@ func (l *Lab) initrdAbove(addr uint64) error {
 	placed := 0
 	for _, e := range l.Machine.Timeline.Events() {
 		_, at, ok := strings.Cut(e.Text, "initrd: ")
-		if e.Source != rig.FromConsole || !ok || !strings.Contains(e.Text, "kernel placed") {
+		if e.Source != machine.FromConsole || !ok || !strings.Contains(e.Text, "kernel placed") {
 			continue
 		}
 		var start uint64

@@ -12,8 +12,8 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/vmtest/debian"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
-	"github.com/warmcore/warmcore/vmtest/rig"
 )
 
 // unitFiles are the files of boot/systemd and the folders of the guest that
@@ -49,18 +49,18 @@ WantedBy=sysinit.target
 // README.md says.
 func (l *Lab) debianDisk() error {
 	start := time.Now()
-	debian, err := rig.OpenDebian(l.ctx, l.files.cache, l.files.kernel, l.cmdline())
+	base, err := debian.OpenRoot(l.ctx, l.files.cache, l.files.kernel, l.cmdline())
 	if err != nil {
 		return err
 	}
-	l.say("Debian's root file system, from debootstrap or the cache: %.0f s", time.Since(start).Seconds())
-	return debian.Build(l.ctx, l.disk.Path, l.size, func(root string) error {
+	l.Step("Debian's root file system, from debootstrap or the cache: %.0f s", time.Since(start).Seconds())
+	return base.Build(l.ctx, l.disk.Path, l.size, func(root string) error {
 		for to, from := range map[string]string{"/usr/sbin/warmcore": l.files.warmcore, "/usr/local/sbin/guest": l.files.guest} {
 			b, err := os.ReadFile(from)
 			if err != nil {
 				return err
 			}
-			if err := rig.Put(root, to, b, 0o755); err != nil {
+			if err := debian.Put(root, to, b, 0o755); err != nil {
 				return err
 			}
 		}
@@ -74,12 +74,12 @@ func (l *Lab) debianDisk() error {
 				return err
 			}
 			for _, dir := range dirs {
-				if err := rig.Put(root, path.Join(dir, path.Base(name)), b, 0o644); err != nil {
+				if err := debian.Put(root, path.Join(dir, path.Base(name)), b, 0o644); err != nil {
 					return err
 				}
 			}
 		}
-		if err := rig.Put(root, "/etc/systemd/system/guest.service", []byte(guestUnit), 0o644); err != nil {
+		if err := debian.Put(root, "/etc/systemd/system/guest.service", []byte(guestUnit), 0o644); err != nil {
 			return err
 		}
 		for _, verb := range []string{"preset", "enable"} {
@@ -99,7 +99,7 @@ func (l *Lab) debianDisk() error {
 // kdump-tools installed and enabled beside them, and a clean reboot.
 func (l *Lab) debian() error {
 	l.makeDisk = l.debianDisk
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	if err := l.want(wire.Plain); err != nil {
@@ -120,7 +120,7 @@ func (l *Lab) debian() error {
 	}
 	// More than what can be lent, so that some of it is in the dump.
 	var lent uint64
-	b, err := l.block()
+	b, err := l.Registration()
 	if err != nil {
 		return l.Machine.Fail("registration", err)
 	}
@@ -139,23 +139,23 @@ func (l *Lab) debian() error {
 	if err := l.triggerOn(wire.Trigger{Kind: wire.SysrqC}); err != nil {
 		return err
 	}
-	truth, err := l.reset()
+	ram, err := l.reset()
 	if err != nil {
 		return err
 	}
-	defer truth.Close()
+	defer ram.Close()
 	d, err := l.savedByUnits(plain)
 	if err != nil {
 		return err
 	}
-	d.truth, d.painting = truth, painting
+	d.ram, d.painting = ram, painting
 	if err := l.cleanReboot(d.dir); err != nil {
 		return err
 	}
-	if err := l.powerOff(); err != nil {
+	if err := l.PowerOff(); err != nil {
 		return err
 	}
-	return l.judge([]saved{d}, true)
+	return l.judge([]saved{d})
 }
 
 // savedByUnits waits for the capture boot of a Debian that does it all by
@@ -177,7 +177,7 @@ func (l *Lab) savedByUnits(plain uint64) (saved, error) {
 	if err := l.enough(plain, released); err != nil {
 		return saved{}, err
 	}
-	b, err := l.block()
+	b, err := l.Registration()
 	if err != nil {
 		return saved{}, l.Machine.Fail("registration", err)
 	}
@@ -213,16 +213,16 @@ func (l *Lab) cleanReboot(dir string) error {
 	if err := l.Machine.WaitReset(l.ctx); err != nil {
 		return err
 	}
-	b, err := l.block()
+	b, err := l.Registration()
 	if err != nil || b.State != registration.Disarmed {
 		return l.Machine.Fail("clean reboot", fmt.Errorf("state %v, %v; want disarmed", b.State, err))
 	}
-	l.say("reset after systemctl reboot: disarmed")
-	truth, err := l.resetPaused()
+	l.Step("reset after systemctl reboot: disarmed")
+	ram, err := l.resetPaused()
 	if err != nil {
 		return err
 	}
-	truth.Close()
+	ram.Close()
 	if err := l.waitGuest(); err != nil {
 		return err
 	}
@@ -273,7 +273,7 @@ func (l *Lab) bootDone(units map[string]string) (memTotal uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	b, err := l.block()
+	b, err := l.Registration()
 	if err != nil || b.State != registration.Armed || strings.TrimSpace(string(loaded)) != "1" {
 		wrong = append(wrong, fmt.Errorf("registration %v, %v, crash image loaded %q; want armed and 1", b.State, err, loaded))
 	}
@@ -302,7 +302,7 @@ func (l *Lab) bootDone(units map[string]string) (memTotal uint64, err error) {
 	if memTotal, err = l.memTotal(); err != nil {
 		return 0, err
 	}
-	l.say("units have done their work: armed, MemTotal %s", phys.FormatSize(memTotal*phys.KiB))
+	l.Step("units have done their work: armed, MemTotal %s", phys.FormatSize(memTotal*phys.KiB))
 	return memTotal, nil
 }
 
@@ -339,7 +339,7 @@ func (l *Lab) armedEarly() error {
 	if at[0] == 0 || at[0] > at[1] {
 		return l.Machine.Fail("order", fmt.Errorf("armed at %.1f s, basic.target was there at %.1f s", at[0], at[1]))
 	}
-	l.say("armed %.1f s after the kernel's start; ordinary services began at %.1f s", at[0], at[1])
+	l.Step("armed %.1f s after the kernel's start; ordinary services began at %.1f s", at[0], at[1])
 	chain, err := l.Guest.MustRun(l.ctx, "systemd-analyze", "critical-chain", "--no-pager", "warmcore-arm.service")
 	if err != nil {
 		return err

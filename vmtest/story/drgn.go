@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/debian"
 )
 
 // drgnPackages are drgn and what it needs, of Debian 13. On arm64 it is the
@@ -33,14 +33,14 @@ func (l *Lab) drgn(saved) error {
 	if want := "Linux version " + l.files.kernel.Release; !strings.Contains(string(ours), want) {
 		return fmt.Errorf("the crashed kernel's log, vmcore-dmesg.txt, has no %q", want)
 	}
-	if l.name != "crash" {
+	if !l.story.Debuggers {
 		return nil
 	}
 	vmlinux, err := l.debugVmlinux()
 	if err != nil {
 		return err
 	}
-	tools, err := rig.Native.OpenPrograms(l.ctx, l.files.cache, "trixie", drgnPackages)
+	tools, err := debian.Native.OpenPrograms(l.ctx, l.files.cache, "trixie", drgnPackages)
 	if err != nil {
 		return err
 	}
@@ -69,20 +69,20 @@ func (l *Lab) drgn(saved) error {
 				return fmt.Errorf("drgn printed no %q of %s:\n%s", w, name, out)
 			}
 		}
-		l.say("drgn shows the panic task's stack and the registers of %d CPUs in %s", l.CPUs, name)
+		l.Step("drgn shows the panic task's stack and the registers of %d CPUs in %s", l.CPUs, name)
 	}
 	return nil
 }
 
 // debugVmlinux is the kernel with debug information of Debian's package.
 func (l *Lab) debugVmlinux() (string, error) {
-	pkg, err := l.board.KernelPackage(l.ctx, l.files.cache)
+	pkg, err := l.board.debian.KernelPackage(l.ctx, l.files.cache)
 	if err != nil {
 		return "", err
 	}
-	deb, err := l.board.Download(l.ctx, l.files.cache, pkg+"-dbg")
+	deb, err := l.board.debian.Download(l.ctx, l.files.cache, pkg+"-dbg")
 	if err != nil {
 		return "", err
 	}
-	return rig.DebugVmlinux(l.ctx, l.files.cache, deb, l.files.kernel.Release)
+	return debian.DebugVmlinux(l.ctx, l.files.cache, deb, l.files.kernel.Release)
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/vmtest/debian"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
-	"github.com/warmcore/warmcore/vmtest/rig"
 )
 
 var panicOnCPU0 = wire.Trigger{Kind: wire.SysrqC}
@@ -17,21 +17,21 @@ var panicOnCPU0 = wire.Trigger{Kind: wire.SysrqC}
 // recrash panics in the capture boot before the dump is saved, once, and
 // saves it the second time; then it does so until the payload gives up.
 func (l *Lab) recrash() error {
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	painting, err := l.ready(1)
 	if err != nil {
 		return err
 	}
-	first, err := l.crashNow(panicOnCPU0, wire.Capture)
+	first, err := l.CrashNow(panicOnCPU0, wire.Capture)
 	if err != nil {
 		return err
 	}
 	if err := l.wantLog("boot memory copied"); err != nil {
 		return err
 	}
-	second, err := l.crashNow(panicOnCPU0, wire.Capture)
+	second, err := l.CrashNow(panicOnCPU0, wire.Capture)
 	if err != nil {
 		return err
 	}
@@ -39,43 +39,43 @@ func (l *Lab) recrash() error {
 	if err := l.wantLog("the dump was not saved in capture boot 1"); err != nil {
 		return err
 	}
-	if log, _ := l.payloadLog(); strings.Contains(log, "boot memory copied") {
+	if log, _ := l.PayloadLog(); strings.Contains(log, "boot memory copied") {
 		return l.Machine.Fail("second offer", fmt.Errorf("boot memory was copied again:\n%s", log))
 	}
 	d, err := l.save("/var/crash/dump0", first, painting)
 	if err != nil {
 		return err
 	}
-	if err := l.warmcore("release", "arm"); err != nil {
+	if err := l.Warmcore("release", "arm"); err != nil {
 		return err
 	}
 	// Now a dump that nobody ever saves.
 	for _, want := range []string{wire.Capture, wire.Capture, wire.Capture, wire.Plain} {
-		truth, err := l.crashNow(panicOnCPU0, want)
+		ram, err := l.CrashNow(panicOnCPU0, want)
 		if err != nil {
 			return err
 		}
-		truth.Close()
+		ram.Close()
 	}
-	if err := errors.Join(l.wantLog("gave the dump up after 3 capture boots"), l.warmcore("arm"), l.powerOff()); err != nil {
+	if err := errors.Join(l.wantLog("gave the dump up after 3 capture boots"), l.Warmcore("arm"), l.PowerOff()); err != nil {
 		return err
 	}
-	return l.judge([]saved{d}, false)
+	return l.judge([]saved{d})
 }
 
 // broken has a first entry whose kernel is missing; on arm64, also a device
 // tree with two nodes of one name, which kernels boot with.
 func (l *Lab) broken() error {
-	good, err := rig.GRUBConfig(l.files.kernel.Release, l.cmdline())
+	good, err := debian.GRUBConfig(l.files.kernel.Release, l.cmdline())
 	if err != nil {
 		return err
 	}
 	first := strings.Replace(string(good), "/boot/vmlinuz-"+l.files.kernel.Release, "/boot/vmlinuz-removed", 1)
-	l.diskFiles = map[string][]byte{rig.GRUBConfigPath: []byte(first)}
+	l.diskFiles = map[string][]byte{debian.GRUBConfigPath: []byte(first)}
 	l.spoilTree = func(t *devicetree.Tree) {
 		t.Root.Children = append(t.Root.Children, &devicetree.Node{Name: "twice"}, &devicetree.Node{Name: "twice"})
 	}
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	return errors.Join(l.want(wire.Plain), l.wantLog("vmlinuz-removed"))
@@ -85,32 +85,32 @@ func (l *Lab) broken() error {
 // memory comes back only when it is given up.
 func (l *Lab) diskFull() error {
 	l.size = 192 << 20
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	if _, err := l.ready(1); err != nil {
 		return err
 	}
-	if _, err := l.crashNow(panicOnCPU0, wire.Capture); err != nil {
+	if _, err := l.CrashNow(panicOnCPU0, wire.Capture); err != nil {
 		return err
 	}
 	whole := []string{"warmcore", "save", "--format", "elf", "--dump-level", "0"} // the usual one would fit
 	if err := errors.Join(l.refused(1, "no space left", whole...), l.refused(3, "not saved", "warmcore", "release")); err != nil {
 		return err
 	}
-	b, err := l.block()
+	b, err := l.Registration()
 	if err != nil || b.State != registration.Capturing {
 		return l.Machine.Fail("registration", fmt.Errorf("%v, %w; want state capturing", b, err))
 	}
-	if _, err := l.run("warmcore", "release", "--discard"); err != nil {
+	if _, err := l.Command("warmcore", "release", "--discard"); err != nil {
 		return err
 	}
-	return l.warmcore("arm")
+	return l.Warmcore("arm")
 }
 
 func (l *Lab) lockdown() error {
 	l.params = "lockdown=integrity"
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	return l.refused(3, "lockdown", "warmcore", "arm")
@@ -119,7 +119,7 @@ func (l *Lab) lockdown() error {
 // tiny has no room for boot memory and its copy: the machine boots with all
 // of its memory, and arm says that there is nothing to arm.
 func (l *Lab) tiny() error {
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	if err := l.want(wire.Plain); err != nil {

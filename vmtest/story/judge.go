@@ -16,19 +16,19 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/truth"
 )
 
 // judge takes the dumps from the disk of a machine that is off and compares
-// each with the truth; tools lets crash(8) and makedumpfile judge the last.
-func (l *Lab) judge(dumps []saved, tools bool) error {
+// each with the truth. If the story wants it, other programs read the last.
+func (l *Lab) judge(dumps []saved) error {
 	l.Report.Oracle = &Oracle{}
 	for i, d := range dumps {
 		if err := l.compare(d); err != nil {
 			return fmt.Errorf("dump %d: %w", i, err)
 		}
 	}
-	if !tools {
+	if !l.story.Tools {
 		return nil
 	}
 	return l.board.tools(l, dumps[len(dumps)-1])
@@ -46,7 +46,7 @@ const convertedName = "vmcore.elf"
 
 func (l *Lab) compare(d saved) error {
 	for _, name := range dumpFiles {
-		if err := l.disk.Extract(l.ctx, path.Join(d.dir, name), filepath.Join(l.Out, name)); err != nil {
+		if err := l.Extract(path.Join(d.dir, name), filepath.Join(l.Out, name)); err != nil {
 			return err
 		}
 	}
@@ -59,7 +59,7 @@ func (l *Lab) compare(d saved) error {
 		}
 	}
 	if d.whole != "" {
-		if err := l.disk.Extract(l.ctx, path.Join(d.whole, "vmcore"), filepath.Join(l.Out, wholeName)); err != nil {
+		if err := l.Extract(path.Join(d.whole, "vmcore"), filepath.Join(l.Out, wholeName)); err != nil {
 			return err
 		}
 		if _, err := l.compareFile(d, wholeName, excluded); err != nil {
@@ -71,7 +71,7 @@ func (l *Lab) compare(d saved) error {
 		return err
 	}
 	if l.Keep {
-		return d.truth.Keep(l.ctx, filepath.Join(l.Out, "ram"))
+		return d.ram.Keep(l.ctx, filepath.Join(l.Out, "ram"))
 	}
 	return nil
 }
@@ -87,15 +87,15 @@ func (l *Lab) compareFile(d saved, name string, excluded phys.Set) (*Dump, error
 	if err != nil {
 		return nil, err
 	}
-	compare := d.truth.Compare
+	compare := d.ram.Compare
 	if dump.Format() == "kdump" {
-		compare = d.truth.CompareHeld // pages were left out
+		compare = d.ram.CompareHeld // pages were left out
 	}
 	c, err := compare(l.ctx, dump, excluded)
 	if err != nil {
 		return nil, err
 	}
-	l.say("%s (%s) compared with QEMU's memory at the reset: %v", name, dump.Format(), c)
+	l.Step("%s (%s) compared with QEMU's memory at the reset: %v", name, dump.Format(), c)
 	if !c.OK() {
 		return nil, l.Machine.Fail("compare with the truth", fmt.Errorf("%v", c))
 	}
@@ -112,12 +112,12 @@ func (l *Lab) compareFile(d saved, name string, excluded phys.Set) (*Dump, error
 		}
 		if dump.Format() == "kdump" {
 			// Painted pages are memory of a process: what a dump leaves out.
-			l.say("painted pages left out of the filtered dump: %d, kept: %d", p.Missing, p.Compared)
+			l.Step("painted pages left out of the filtered dump: %d, kept: %d", p.Missing, p.Compared)
 			if p.Wrong > 0 || p.Missing == 0 {
 				return nil, l.Machine.Fail("compare painted pages", fmt.Errorf("%v; want most of them left out", p))
 			}
 		} else {
-			l.say("painted pages in the dump: %v", p)
+			l.Step("painted pages in the dump: %v", p)
 			if !p.OK() {
 				return nil, l.Machine.Fail("compare painted pages", fmt.Errorf("%v", p))
 			}
@@ -130,7 +130,7 @@ func (l *Lab) compareFile(d saved, name string, excluded phys.Set) (*Dump, error
 }
 
 // open opens a dump in the story's directory.
-func (l *Lab) open(name string) (*rig.Dump, *os.File, error) {
+func (l *Lab) open(name string) (*truth.Dump, *os.File, error) {
 	f, err := os.Open(filepath.Join(l.Out, name))
 	if err != nil {
 		return nil, nil, err
@@ -139,7 +139,7 @@ func (l *Lab) open(name string) (*rig.Dump, *os.File, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
 	}
-	dump, err := rig.OpenDump(f, info.Size())
+	dump, err := truth.OpenDump(f, info.Size())
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("%s: %w", name, err), f.Close())
 	}
@@ -200,7 +200,7 @@ func (l *Lab) samePages(theirs string) error {
 	defer g.Close()
 	lost := them.Memory().Minus(ours.Memory())
 	more := ours.Memory().Minus(them.Memory())
-	l.say("pages in the filtered dump: %d, makedumpfile keeps %d; %d of these are not in ours, %d more are",
+	l.Step("pages in the filtered dump: %d, makedumpfile keeps %d; %d of these are not in ours, %d more are",
 		ours.Memory().Size()/phys.PageSize, them.Memory().Size()/phys.PageSize, lost.Size()/phys.PageSize, more.Size()/phys.PageSize)
 	// Debian 12's makedumpfile does not know how newer kernels mark free pages,
 	// and keeps them.
@@ -225,7 +225,7 @@ func (l *Lab) tools(d saved) error {
 		if err := l.samePages("filtered"); err != nil {
 			return err
 		}
-		l.say("makedumpfile -d 31 reads the dump")
+		l.Step("makedumpfile -d 31 reads the dump")
 	}
 	log := filepath.Join(l.Out, "makedumpfile-dmesg.txt")
 	if out, err := output(l.ctx, "", "makedumpfile", "-f", "--dump-dmesg", vmcore, log); err != nil {
@@ -244,8 +244,8 @@ func (l *Lab) tools(d saved) error {
 			return fmt.Errorf("the crashed kernel's log has no %q, as %s or as vmcore-dmesg.txt", want, log)
 		}
 	}
-	l.say("makedumpfile --dump-dmesg reads the dump")
-	if l.name != "crash" {
+	l.Step("makedumpfile --dump-dmesg reads the dump")
+	if !l.story.Debuggers {
 		return nil
 	}
 	return errors.Join(l.crashTool(d), l.drgn(d))
@@ -277,7 +277,7 @@ func (l *Lab) crashTool(saved) error {
 			return fmt.Errorf("crash(8) printed no registers of CPU %d; see %s", cpu, filepath.Join(l.Out, "crash.txt"))
 		}
 	}
-	l.say("crash(8) shows the panic task and the registers of %d CPUs", l.CPUs)
+	l.Step("crash(8) shows the panic task and the registers of %d CPUs", l.CPUs)
 	return nil
 }
 

@@ -19,8 +19,11 @@ import (
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/vmtest/debian"
+	"github.com/warmcore/warmcore/vmtest/guest/build"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/machine"
+	"github.com/warmcore/warmcore/vmtest/truth"
 )
 
 // Options are what a story is run with; zero values are the story's own.
@@ -50,16 +53,18 @@ type Options struct {
 type Lab struct {
 	Options
 	Report  *Report
-	Machine *rig.Machine
-	Guest   *rig.Guest
+	Machine *machine.Machine
+	Guest   *machine.Guest
+	// Programs are put into the guest beside warmcore: path there to path on
+	// the host.
+	Programs map[string]string
 
 	ctx       context.Context
-	name      string
+	story     Story
 	board     *board
 	files     built
-	disk      rig.DiskImage
+	disk      debian.Image
 	params    string                 // kernel parameters beside the usual ones
-	more      map[string]string      // programs in the guest beside warmcore
 	pad       int64                  // of the initrd, in bytes
 	size      int64                  // of the disk, in bytes
 	diskFiles map[string][]byte      // put on the disk, or replaced there
@@ -70,46 +75,47 @@ type Lab struct {
 
 // built is what stories share.
 type built struct {
-	kernel   rig.NormalKernel
-	kmod     rig.Programs
+	kernel   debian.Kernel
+	kmod     debian.Programs
 	dir      string
 	guest    string
 	warmcore string
 	cache    string
 }
 
-// build makes the guest's programs and unpacks Debian's kernel.
-func build(ctx context.Context, arch *rig.Arch, o Options) (b built, err error) {
+// openGuest builds the guest's programs and unpacks Debian's kernel.
+func openGuest(ctx context.Context, arch *debian.Arch, o Options) (b built, err error) {
 	b.dir = o.Out
-	if b.cache, err = rig.CacheDir(); err != nil {
+	if b.cache, err = debian.CacheDir(); err != nil {
 		return b, err
 	}
 	if b.kmod, err = arch.OpenKmod(ctx, b.cache); err != nil {
 		return b, err
 	}
 	if o.Kernel != "" {
-		b.kernel = rig.NormalKernel{Arch: arch, Release: filepath.Base(o.Modules), Image: o.Kernel, Modules: o.Modules, Deb: o.Kernel}
+		b.kernel = debian.Kernel{Arch: arch, Release: filepath.Base(o.Modules), Image: o.Kernel, Modules: o.Modules, Deb: o.Kernel}
 	} else if b.kernel, err = debianKernel(ctx, b.cache, b.kmod); err != nil {
 		return b, err
 	}
 	b.guest, b.warmcore = filepath.Join(b.dir, "guest"), filepath.Join(b.dir, "warmcore")
-	return b, errors.Join(arch.BuildGuest(ctx, b.guest), arch.BuildProgram(ctx, "./cmds/warmcore", b.warmcore))
+	return b, errors.Join(build.Guest(ctx, arch.Name, b.guest), build.Program(ctx, arch.Name, "./cmds/warmcore", b.warmcore))
 }
 
 // debianKernel is what Debian's archive has today.
-func debianKernel(ctx context.Context, cache string, kmod rig.Programs) (rig.NormalKernel, error) {
+func debianKernel(ctx context.Context, cache string, kmod debian.Programs) (debian.Kernel, error) {
 	pkg, err := kmod.Arch.KernelPackage(ctx, cache)
 	if err != nil {
-		return rig.NormalKernel{}, err
+		return debian.Kernel{}, err
 	}
 	deb, err := kmod.Arch.Download(ctx, cache, pkg)
 	if err != nil {
-		return rig.NormalKernel{}, err
+		return debian.Kernel{}, err
 	}
-	return rig.OpenKernel(ctx, cache, deb, kmod)
+	return debian.OpenKernel(ctx, cache, deb, kmod)
 }
 
-func (l *Lab) say(format string, args ...any) {
+// Step says what was done, to a person who waits and in the report.
+func (l *Lab) Step(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if l.Machine != nil {
 		l.Machine.Timeline.Note("step", text)
@@ -123,8 +129,8 @@ func (l *Lab) say(format string, args ...any) {
 
 func round(seconds float64) float64 { return float64(int64(seconds*1000)) / 1000 }
 
-// start builds the disk, switches the machine on and waits for user space.
-func (l *Lab) start() error {
+// Start builds the disk, switches the machine on and waits for user space.
+func (l *Lab) Start() error {
 	if err := l.powerOn(); err != nil {
 		return err
 	}
@@ -144,9 +150,9 @@ func (l *Lab) powerOn() error {
 	if err := makeDisk(); err != nil {
 		return err
 	}
-	o := rig.Options{
+	o := machine.Options{
 		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path, Hypervisor: l.Hypervisor,
-		Reproduce: fmt.Sprintf("go run ./vmtest/warmlab run --arch %s --story %s", l.board.Name, l.name),
+		Reproduce: fmt.Sprintf("go run ./vmtest/warmlab run --arch %s --story %s", l.board.Name, l.story.Name),
 	}
 	if l.Payload == "stock" {
 		l.Report.PayloadKernel = "Debian " + l.files.kernel.Release
@@ -161,14 +167,14 @@ func (l *Lab) powerOn() error {
 		return err
 	}
 	if err := l.board.ProbeKVM(l.ctx); err == nil {
-		o.Accel = rig.KVM
-		l.Report.Accel = string(rig.KVM)
+		o.Accel = machine.KVM
+		l.Report.Accel = string(machine.KVM)
 	}
 	var err error
-	if l.Machine, err = rig.Start(l.ctx, o, l.Out); err != nil {
+	if l.Machine, err = machine.Start(l.ctx, o, l.Out); err != nil {
 		return err
 	}
-	l.say("power on: payload %s", l.Report.PayloadKernel)
+	l.Step("power on: payload %s", l.Report.PayloadKernel)
 	return nil
 }
 
@@ -176,27 +182,31 @@ func (l *Lab) powerOn() error {
 // the guest program.
 func (l *Lab) smallDisk() error {
 	initrd := filepath.Join(l.Out, "initrd")
-	if err := (rig.Initrd{Kernel: l.files.kernel, Kmod: l.files.kmod, Init: l.files.guest, Padding: l.pad,
-		Files: l.programs()}).Write(initrd); err != nil {
+	contents := l.Initrd(l.files.guest)
+	contents.Padding = l.pad
+	contents.Files = map[string]string{"/bin/warmcore": l.files.warmcore}
+	maps.Copy(contents.Files, l.Programs)
+	if err := contents.Write(initrd); err != nil {
 		return err
 	}
-	disk := rig.Disk{
+	disk := debian.Disk{
 		Size: l.size, Release: l.files.kernel.Release, Image: l.files.kernel.Image, Initrd: initrd,
 		Params: l.cmdline(), Files: l.diskFiles,
 	}
 	return disk.Build(l.ctx, l.disk.Path)
 }
 
-// programs are put into the initrd: path in the guest to path on the host.
-func (l *Lab) programs() map[string]string {
-	files := map[string]string{"/bin/warmcore": l.files.warmcore}
-	maps.Copy(files, l.more)
-	return files
+// Initrd is that of the normal kernel, with its modules and the program init.
+func (l *Lab) Initrd(init string) debian.Initrd {
+	return debian.Initrd{Kernel: l.files.kernel, Kmod: l.files.kmod, Init: init}
 }
+
+// Extract takes a file from the disk of a machine that is off.
+func (l *Lab) Extract(name, to string) error { return l.disk.Extract(l.ctx, name, to) }
 
 // stockInitramfs builds the initramfs with Debian's modules in it.
 func (l *Lab) stockInitramfs(file string) error {
-	l.say("building the payload's initramfs, with modules of Debian's kernel")
+	l.Step("building the payload's initramfs, with modules of Debian's kernel")
 	root := filepath.Join(l.files.kernel.Modules, "../../..")
 	out, err := output(l.ctx, "", "initramfs/build.sh", l.board.Name, file, "xz", root)
 	if err != nil {
@@ -208,11 +218,11 @@ func (l *Lab) stockInitramfs(file string) error {
 // rewriteGRUB replaces a parameter in grub.cfg on the disk of a machine that
 // stands still and has nothing of it mounted for writing.
 func (l *Lab) rewriteGRUB(old, new string) error {
-	cfg, err := rig.GRUBConfig(l.files.kernel.Release, strings.Replace(l.cmdline(), old, new, 1))
+	cfg, err := debian.GRUBConfig(l.files.kernel.Release, strings.Replace(l.cmdline(), old, new, 1))
 	if err != nil {
 		return err
 	}
-	return l.disk.Replace(l.ctx, rig.GRUBConfigPath, cfg)
+	return l.disk.Replace(l.ctx, debian.GRUBConfigPath, cfg)
 }
 
 func (l *Lab) cmdline() string {
@@ -230,18 +240,18 @@ func (l *Lab) waitGuest() error {
 		return l.Machine.Fail("boot", fmt.Errorf("the guest complains: %s", g.Notes[0].Message.Text))
 	}
 	l.Report.Boots = append(l.Report.Boots, Boot{Kind: g.Kind, Seconds: l.seconds(g.Event.T)})
-	if b, err := l.block(); err == nil { // there is none without a plan
+	if b, err := l.Registration(); err == nil { // there is none without a plan
 		if err := l.writePlan(b); err != nil {
 			return err
 		}
 	}
-	l.say("%s boot of %s: user space is up, MemTotal %s", g.Kind, g.Release, phys.FormatSize(g.MemTotalKiB*phys.KiB))
+	l.Step("%s boot of %s: user space is up, MemTotal %s", g.Kind, g.Release, phys.FormatSize(g.MemTotalKiB*phys.KiB))
 	return nil
 }
 
 // handedOver matches the payload's last line, which it prints when all is in H.
-func handedOver(e rig.Event) bool {
-	return e.Source == rig.FromConsole && strings.HasSuffix(strings.TrimSpace(e.Text), "warmcore: start")
+func handedOver(e machine.Event) bool {
+	return e.Source == machine.FromConsole && strings.HasSuffix(strings.TrimSpace(e.Text), "warmcore: start")
 }
 
 // seconds says where the time went between the reset and user space at up.
@@ -268,7 +278,8 @@ func (l *Lab) readHandoff() ([]byte, error) {
 	return b, l.Machine.Peek(l.board.handoff.Start, b)
 }
 
-func (l *Lab) block() (*registration.Block, error) {
+// Registration returns what H has now.
+func (l *Lab) Registration() (*registration.Block, error) {
 	h, err := l.readHandoff()
 	if err != nil {
 		return nil, err
@@ -276,8 +287,8 @@ func (l *Lab) block() (*registration.Block, error) {
 	return registration.Load(h)
 }
 
-// payloadLog is the payload's log of this boot.
-func (l *Lab) payloadLog() (string, error) {
+// PayloadLog is the payload's log of this boot.
+func (l *Lab) PayloadLog() (string, error) {
 	h, err := l.readHandoff()
 	if err != nil {
 		return "", err
@@ -287,48 +298,48 @@ func (l *Lab) payloadLog() (string, error) {
 }
 
 // reset waits for the guest's reset, takes the truth, and resets.
-func (l *Lab) reset() (*rig.Truth, error) {
+func (l *Lab) reset() (*truth.RAM, error) {
 	if err := l.Machine.WaitReset(l.ctx); err != nil {
 		return nil, err
 	}
-	l.say("reset: memory kept")
+	l.Step("reset: memory kept")
 	return l.resetPaused()
 }
 
-func (l *Lab) resetPaused() (*rig.Truth, error) {
-	truth, err := l.Machine.CopyRAM(l.ctx)
+func (l *Lab) resetPaused() (*truth.RAM, error) {
+	ram, err := l.Machine.CopyRAM(l.ctx)
 	if err != nil {
 		return nil, err
 	}
 	events := l.Machine.Timeline.Events()
 	l.booted = events[len(events)-1].T
-	return truth, l.Machine.Reset(l.ctx)
+	return ram, l.Machine.Reset(l.ctx)
 }
 
 // triggerOn ends the guest in the manner of t.
 func (l *Lab) triggerOn(t wire.Trigger) error {
-	l.say("trigger: %s on CPU %d", t.Kind, t.CPU)
+	l.Step("trigger: %s on CPU %d", t.Kind, t.CPU)
 	return l.Guest.Trigger(l.ctx, t)
 }
 
-// warmcore runs verbs of the agent, one after the other.
-func (l *Lab) warmcore(verbs ...string) error {
+// Warmcore runs verbs of the agent, one after the other.
+func (l *Lab) Warmcore(verbs ...string) error {
 	for _, verb := range verbs {
-		if _, err := l.run("warmcore", verb); err != nil {
+		if _, err := l.Command("warmcore", verb); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// run runs a command in the guest and says what it printed.
-func (l *Lab) run(argv ...string) (string, error) {
+// Command runs a command in the guest and says what it printed.
+func (l *Lab) Command(argv ...string) (string, error) {
 	out, err := l.Guest.MustRun(l.ctx, argv...)
 	if err != nil {
 		return "", l.Machine.Fail(strings.Join(argv, " "), err)
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
-	l.say("%s: %s", strings.Join(argv, " "), lines[len(lines)-1])
+	l.Step("%s: %s", strings.Join(argv, " "), lines[len(lines)-1])
 	return out, nil
 }
 
@@ -341,7 +352,7 @@ func (l *Lab) refused(code int, want string, argv ...string) error {
 	if r.Exit != code || !strings.Contains(r.Stderr, want) {
 		return l.Machine.Fail(strings.Join(argv, " "), fmt.Errorf("exit %d, %q; want exit %d and %q", r.Exit, r.Stderr, code, want))
 	}
-	l.say("%s: exit %d: %s", strings.Join(argv, " "), r.Exit, strings.TrimSpace(r.Stderr))
+	l.Step("%s: exit %d: %s", strings.Join(argv, " "), r.Exit, strings.TrimSpace(r.Stderr))
 	return nil
 }
 
@@ -353,7 +364,7 @@ func (l *Lab) memTotal() (uint64, error) {
 // want fails the story unless the boot is of the kind.
 func (l *Lab) want(kind string) error {
 	if l.Guest.Kind != kind {
-		log, _ := l.payloadLog()
+		log, _ := l.PayloadLog()
 		return l.Machine.Fail("boot", fmt.Errorf("%s boot, want a %s boot; the payload said:\n%s", l.Guest.Kind, kind, log))
 	}
 	return nil
@@ -361,7 +372,7 @@ func (l *Lab) want(kind string) error {
 
 // wantLog fails the story unless the payload logged text.
 func (l *Lab) wantLog(text string) error {
-	log, err := l.payloadLog()
+	log, err := l.PayloadLog()
 	if err != nil {
 		return l.Machine.Fail("payload's log", err)
 	}
@@ -371,8 +382,8 @@ func (l *Lab) wantLog(text string) error {
 	return nil
 }
 
-// powerOff ends the machine, so that its disk can be looked into.
-func (l *Lab) powerOff() error {
+// PowerOff ends the machine, so that its disk can be looked into.
+func (l *Lab) PowerOff() error {
 	if err := l.Guest.Trigger(l.ctx, wire.Trigger{Kind: wire.PowerOff}); err != nil {
 		return err
 	}

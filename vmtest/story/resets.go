@@ -6,21 +6,21 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/truth"
 )
 
 func (l *Lab) clean() error {
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	if _, err := l.ready(1); err != nil {
 		return err
 	}
 	// What the unit does at a clean shutdown.
-	if err := l.warmcore("disarm"); err != nil {
+	if err := l.Warmcore("disarm"); err != nil {
 		return err
 	}
-	if _, err := l.crashNow(wire.Trigger{Kind: wire.Reboot}, wire.Plain); err != nil {
+	if _, err := l.CrashNow(wire.Trigger{Kind: wire.Reboot}, wire.Plain); err != nil {
 		return err
 	}
 	return errors.Join(l.wantLog("clean shutdown: disarmed"), l.refused(4, "nothing to save", "warmcore", "save"))
@@ -28,58 +28,58 @@ func (l *Lab) clean() error {
 
 func (l *Lab) resetFromOutside() error {
 	l.Trigger = "system_reset"
-	return l.withoutRegisters(func() (*rig.Truth, error) {
-		l.say("trigger: reset from outside")
+	return l.withoutRegisters(func() (*truth.RAM, error) {
+		l.Step("trigger: reset from outside")
 		if err := l.Machine.Pause(l.ctx); err != nil {
 			return nil, err
 		}
-		truth, err := l.resetPaused()
+		ram, err := l.resetPaused()
 		if err != nil {
 			return nil, err
 		}
 		if err := l.waitGuest(); err != nil {
 			return nil, err
 		}
-		return truth, l.want(wire.Capture)
+		return ram, l.want(wire.Capture)
 	})
 }
 
 func (l *Lab) watchdog() error {
 	l.Trigger = wire.Watchdog
-	return l.withoutRegisters(func() (*rig.Truth, error) {
-		return l.crashNow(wire.Trigger{Kind: wire.Watchdog}, wire.Capture)
+	return l.withoutRegisters(func() (*truth.RAM, error) {
+		return l.CrashNow(wire.Trigger{Kind: wire.Watchdog}, wire.Capture)
 	})
 }
 
 // withoutRegisters is a reset of an armed machine with no panic.
-func (l *Lab) withoutRegisters(end func() (*rig.Truth, error)) error {
-	if err := l.start(); err != nil {
+func (l *Lab) withoutRegisters(end func() (*truth.RAM, error)) error {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	painting, err := l.ready(1)
 	if err != nil {
 		return err
 	}
-	truth, err := end()
+	ram, err := end()
 	if err != nil {
 		return err
 	}
-	return l.saveAs(registration.ReasonReset, truth, painting)
+	return l.saveAs(registration.ReasonReset, ram, painting)
 }
 
 // saveAs saves and judges a dump without registers.
-func (l *Lab) saveAs(reason registration.Reason, truth *rig.Truth, painting rig.Painting) error {
-	d, err := l.save("/var/crash/dump0", truth, painting)
+func (l *Lab) saveAs(reason registration.Reason, ram *truth.RAM, painting truth.Painting) error {
+	d, err := l.save("/var/crash/dump0", ram, painting)
 	if err != nil {
 		return err
 	}
 	if c := d.block.Capture; c.Reason != reason || c.CPUsWithRegisters != 0 {
 		return l.Machine.Fail("capture", fmt.Errorf("reason %v, registers of %d CPUs; want %v and none", c.Reason, c.CPUsWithRegisters, reason))
 	}
-	if err := l.powerOff(); err != nil {
+	if err := l.PowerOff(); err != nil {
 		return err
 	}
-	return l.judge([]saved{d}, true)
+	return l.judge([]saved{d})
 }
 
 // early panics before any agent has run: the kernel finds no init. The
@@ -93,12 +93,12 @@ func (l *Lab) early() error {
 	if err := l.Machine.WaitReset(l.ctx); err != nil {
 		return err
 	}
-	l.say("reset: memory kept")
+	l.Step("reset: memory kept")
 	// Nobody has the disk open now: the next boot gets an init.
 	if err := l.rewriteGRUB("rdinit=/missing", "rdinit=/init"); err != nil {
 		return err
 	}
-	truth, err := l.resetPaused()
+	ram, err := l.resetPaused()
 	if err != nil {
 		return err
 	}
@@ -108,17 +108,17 @@ func (l *Lab) early() error {
 	if err := errors.Join(l.want(wire.Capture), l.wantLog("VMCOREINFO found by scanning")); err != nil {
 		return err
 	}
-	return l.saveAs(registration.ReasonEarly, truth, rig.Painting{})
+	return l.saveAs(registration.ReasonEarly, ram, truth.Painting{})
 }
 
 func (l *Lab) powerCycle() error {
-	if err := l.start(); err != nil {
+	if err := l.Start(); err != nil {
 		return err
 	}
 	if _, err := l.ready(1); err != nil {
 		return err
 	}
-	l.say("trigger: power cycle")
+	l.Step("trigger: power cycle")
 	if err := l.Machine.PowerCycle(l.ctx); err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/machine"
 )
 
 // Story is one way for a machine to crash, or not.
@@ -19,8 +19,20 @@ type Story struct {
 	Name    string
 	Tells   string // in one line
 	Default Options
-	run     func(*Lab) error
 	Arches  []string // those that it is for; all if empty
+	Run     func(*Lab) error
+
+	// SaveTwice saves a dump as users do, with most pages left out, beside
+	// the one of all pages, and compares both.
+	SaveTwice bool
+	// Dax reads the dump from dax devices where the architecture can.
+	Dax bool
+	// Tools lets programs that people trust read the last dump's log and, of
+	// a dump of all pages, filter it as ours is.
+	Tools bool
+	// Debuggers lets crash(8) and drgn, with the kernel's debug information,
+	// show the panicked task and all CPUs' registers.
+	Debuggers bool
 }
 
 // on says whether the story is for the architecture called arch.
@@ -33,25 +45,112 @@ const (
 
 // Stories lists all of them.
 var Stories = []Story{
-	{"crash", "panic on 2 CPUs; crash(8) and makedumpfile read the dump", Options{Memory: 2 * gib, CPUs: 2}, (*Lab).crash, nil},
-	{"stock", "the same with Debian's kernel as payload", Options{Memory: 2 * gib, CPUs: 2, Payload: "stock"}, (*Lab).crash, nil},
-	{"uboot", "the same, started by U-Boot from a FIT image", Options{Memory: 2 * gib, CPUs: 2, Firmware: "uboot"}, (*Lab).crash, []string{"arm64"}},
-	{"el2", "the same at EL2, where a hypervisor would be", Options{Memory: 1 * gib, CPUs: 2, Hypervisor: true}, (*Lab).crash, []string{"arm64"}},
-	{"small", "1 GiB, 1 CPU; on amd64 the dump is read from dax devices", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).crash, nil},
-	{"big", "6 GiB with RAM above 4 GiB, 4 CPUs, an initrd of 150 MB", Options{Memory: 6 * gib, CPUs: 4}, (*Lab).big, nil},
-	{"again", "three crashes in a row on one machine", Options{Memory: 1 * gib, CPUs: 2, Cycles: 3}, (*Lab).crash, nil},
-	{"clean", "a clean reboot makes no dump", Options{Memory: 1 * gib, CPUs: 2}, (*Lab).clean, nil},
-	{"reset", "reset from outside while armed: a dump without registers", Options{Memory: 1 * gib, CPUs: 2}, (*Lab).resetFromOutside, nil},
-	{"watchdog", "a hardware watchdog's reset: the same", Options{Memory: 1 * gib, CPUs: 2}, (*Lab).watchdog, nil},
-	{"recrash", "panic in the capture boot: the dump is offered again, up to a limit", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).recrash, nil},
-	{"corrupt", "every corruption of the registration: plain boot, and why", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).corrupt, nil},
-	{"early", "panic before the agent has armed; VMCOREINFO is found by scanning", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).early, nil},
-	{"power", "a power cycle: plain boot", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).powerCycle, nil},
-	{"broken", "the first boot entry's kernel is missing: the next one boots", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).broken, nil},
-	{"full", "the disk is full while saving: nothing is lost", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).diskFull, nil},
-	{"tiny", "a machine too small for a plan: it boots, and says why it has no dumps", Options{Memory: 600 * mib, CPUs: 1}, (*Lab).tiny, nil},
-	{"lockdown", "kernel lockdown: arm refuses and says why", Options{Memory: 1 * gib, CPUs: 1}, (*Lab).lockdown, nil},
-	{"debian", "Debian 12 with systemd and kdump-tools: the units do it all", Options{Memory: 2 * gib, CPUs: 2}, (*Lab).debian, []string{"amd64"}},
+	{
+		Name: "crash", Tells: "panic on 2 CPUs; crash(8) and makedumpfile read the dump",
+		Default:   Options{Memory: 2 * gib, CPUs: 2},
+		Run:       (*Lab).crash,
+		SaveTwice: true, Tools: true, Debuggers: true,
+	},
+	{
+		Name: "stock", Tells: "the same with Debian's kernel as payload",
+		Default:   Options{Memory: 2 * gib, CPUs: 2, Payload: "stock"},
+		Run:       (*Lab).crash,
+		SaveTwice: true, Tools: true,
+	},
+	{
+		Name: "uboot", Tells: "the same, started by U-Boot from a FIT image",
+		Default: Options{Memory: 2 * gib, CPUs: 2, Firmware: "uboot"},
+		Arches:  []string{"arm64"},
+		Run:     (*Lab).crash,
+		Tools:   true,
+	},
+	{
+		Name: "el2", Tells: "the same at EL2, where a hypervisor would be",
+		Default: Options{Memory: 1 * gib, CPUs: 2, Hypervisor: true},
+		Arches:  []string{"arm64"},
+		Run:     (*Lab).crash,
+	},
+	{
+		Name: "small", Tells: "1 GiB, 1 CPU; on amd64 the dump is read from dax devices",
+		Default: Options{Memory: 1 * gib, CPUs: 1},
+		Run:     (*Lab).crash,
+		Dax:     true,
+	},
+	{
+		Name: "big", Tells: "6 GiB with RAM above 4 GiB, 4 CPUs, an initrd of 150 MB",
+		Default: Options{Memory: 6 * gib, CPUs: 4},
+		Run:     (*Lab).big,
+	},
+	{
+		Name: "again", Tells: "three crashes in a row on one machine",
+		Default: Options{Memory: 1 * gib, CPUs: 2, Cycles: 3},
+		Run:     (*Lab).crash,
+	},
+	{
+		Name: "clean", Tells: "a clean reboot makes no dump",
+		Default: Options{Memory: 1 * gib, CPUs: 2},
+		Run:     (*Lab).clean,
+	},
+	{
+		Name: "reset", Tells: "reset from outside while armed: a dump without registers",
+		Default: Options{Memory: 1 * gib, CPUs: 2},
+		Run:     (*Lab).resetFromOutside,
+		Tools:   true,
+	},
+	{
+		Name: "watchdog", Tells: "a hardware watchdog's reset: the same",
+		Default: Options{Memory: 1 * gib, CPUs: 2},
+		Run:     (*Lab).watchdog,
+		Tools:   true,
+	},
+	{
+		Name: "recrash", Tells: "panic in the capture boot: the dump is offered again, up to a limit",
+		Default: Options{Memory: 1 * gib, CPUs: 1},
+		Run:     (*Lab).recrash,
+	},
+	{
+		Name: "corrupt", Tells: "every corruption of the registration: plain boot, and why",
+		Default: Options{Memory: 1 * gib, CPUs: 1},
+		Run:     (*Lab).corrupt,
+	},
+	{
+		Name: "early", Tells: "panic before the agent has armed; VMCOREINFO is found by scanning",
+		Default: Options{Memory: 1 * gib, CPUs: 1},
+		Run:     (*Lab).early,
+		Tools:   true,
+	},
+	{
+		Name: "power", Tells: "a power cycle: plain boot",
+		Default: Options{Memory: 1 * gib, CPUs: 1},
+		Run:     (*Lab).powerCycle,
+	},
+	{
+		Name: "broken", Tells: "the first boot entry's kernel is missing: the next one boots",
+		Default: Options{Memory: 1 * gib, CPUs: 1},
+		Run:     (*Lab).broken,
+	},
+	{
+		Name: "full", Tells: "the disk is full while saving: nothing is lost",
+		Default: Options{Memory: 1 * gib, CPUs: 1},
+		Run:     (*Lab).diskFull,
+	},
+	{
+		Name: "tiny", Tells: "a machine too small for a plan: it boots, and says why it has no dumps",
+		Default: Options{Memory: 600 * mib, CPUs: 1},
+		Run:     (*Lab).tiny,
+	},
+	{
+		Name: "lockdown", Tells: "kernel lockdown: arm refuses and says why",
+		Default: Options{Memory: 1 * gib, CPUs: 1},
+		Run:     (*Lab).lockdown,
+	},
+	{
+		Name: "debian", Tells: "Debian 12 with systemd and kdump-tools: the units do it all",
+		Default: Options{Memory: 2 * gib, CPUs: 2},
+		Arches:  []string{"amd64"},
+		Run:     (*Lab).debian,
+		Tools:   true,
+	},
 }
 
 // Find returns the story called name.
@@ -76,7 +175,7 @@ func Run(ctx context.Context, s Story, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{Options: o, ctx: ctx, name: s.Name, board: board}
+	l := &Lab{Options: o, ctx: ctx, story: s, board: board}
 	if l.Memory == 0 {
 		l.Memory = s.Default.Memory
 	}
@@ -95,7 +194,7 @@ func Run(ctx context.Context, s Story, o Options) (*Report, error) {
 		return nil, err
 	}
 	l.Report = &Report{
-		Schema: 1, Story: s.Name, Arch: board.Name, Accel: string(rig.TCG), MemBytes: l.Memory, CPUs: l.CPUs,
+		Schema: 1, Story: s.Name, Arch: board.Name, Accel: string(machine.TCG), MemBytes: l.Memory, CPUs: l.CPUs,
 		Handover: "vmcore", Firmware: l.Firmware, Boots: []Boot{}, Timeline: []TimelineEvent{},
 	}
 	err = l.tell(s)
@@ -107,8 +206,8 @@ func Run(ctx context.Context, s Story, o Options) (*Report, error) {
 }
 
 func (l *Lab) tell(s Story) (err error) {
-	l.say("building the guest's programs; Debian's kernel comes from the archive or the cache")
-	if l.files, err = build(l.ctx, l.board.Arch, l.Options); err != nil {
+	l.Step("building the guest's programs; Debian's kernel comes from the archive or the cache")
+	if l.files, err = openGuest(l.ctx, l.board.debian, l.Options); err != nil {
 		return err
 	}
 	l.Report.NormalKernel = l.files.kernel.Release + " (" + filepath.Base(l.files.kernel.Deb) + ")"
@@ -117,5 +216,5 @@ func (l *Lab) tell(s Story) (err error) {
 			err = errors.Join(err, l.Machine.Close())
 		}
 	}()
-	return s.run(l)
+	return s.Run(l)
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/machine"
 )
 
 // TestStories runs every story on each architecture that it is for. It runs in
@@ -42,7 +42,7 @@ func tell(t *testing.T, root string, b *board, s Story) {
 		t.Fatal(err)
 	}
 	report, err := runOnce(t, b, s, out)
-	if errors.Is(err, rig.ErrHung) {
+	if errors.Is(err, machine.ErrHung) {
 		// One machine in some hundreds does, and nobody knows yet whether it
 		// is QEMU. It isn't to be lost, nor to cost all that others prove.
 		hung := out + "-hung"
@@ -63,7 +63,7 @@ func tell(t *testing.T, root string, b *board, s Story) {
 	}
 }
 
-// runOnce runs a story. The error wraps rig.ErrHung if it waited too long for
+// runOnce runs a story. The error wraps machine.ErrHung if it waited too long for
 // the machine, or for a program.
 func runOnce(t *testing.T, b *board, s Story, out string) (*Report, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
@@ -77,7 +77,7 @@ func runOnce(t *testing.T, b *board, s Story, out string) (*Report, error) {
 		},
 	})
 	if ctx.Err() != nil {
-		err = errors.Join(err, rig.ErrHung)
+		err = errors.Join(err, machine.ErrHung)
 	}
 	return report, err
 }
@@ -90,4 +90,23 @@ func tidy(out string) error {
 		}
 	}
 	return nil
+}
+
+// TestTable checks what the compiler can't of the list of stories.
+func TestTable(t *testing.T) {
+	seen := map[string]bool{}
+	for _, s := range Stories {
+		if seen[s.Name] || s.Name == "" || s.Tells == "" || s.Run == nil {
+			t.Errorf("story %+v: want a name of its own, a line that tells it, and what runs", s.Name)
+		}
+		seen[s.Name] = true
+		if s.Debuggers && !s.Tools {
+			t.Errorf("story %s: debuggers without tools: they would never run", s.Name)
+		}
+		for _, b := range boards {
+			if err := Check(s, Options{Arch: b.Name}); (err == nil) != s.on(b.Name) {
+				t.Errorf("story %s on %s: %v", s.Name, b.Name, err)
+			}
+		}
+	}
 }

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/phys"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/machine"
 )
 
 // ubootBinary is of Debian's package u-boot-qemu.
@@ -17,7 +17,7 @@ const ubootBinary = "/usr/lib/u-boot/qemu_arm64/u-boot.bin"
 // qemu_arm64_defconfig in 2023.01), and the payload behind it.
 const (
 	ubootEnvSize = 256 * phys.KiB
-	ubootFIT     = rig.FlashBase + ubootEnvSize
+	ubootFIT     = machine.FlashBase + ubootEnvSize
 )
 
 // ubootEnv starts the payload from where it lies in flash. A device tree or an
@@ -73,7 +73,7 @@ const fitSource = `/dts-v1/;
 
 // ubootFlash writes the flash that U-Boot starts the payload from: a FIT image
 // with kernel, initramfs and device tree.
-func (l *Lab) ubootFlash(p loaded, o *rig.Options) error {
+func (l *Lab) ubootFlash(p loaded, o *machine.Options) error {
 	at := func(name string) string { return filepath.Join(l.Out, name) }
 	for _, name := range []*string{&p.image, &p.initramfs, &p.tree} {
 		abs, err := filepath.Abs(*name) // dtc looks from where the source is
@@ -103,10 +103,10 @@ func (l *Lab) ubootFlash(p loaded, o *rig.Options) error {
 		return err
 	}
 	flash := append(env, fit...)
-	if len(flash) > rig.FlashSize {
-		return fmt.Errorf("the payload takes %s of flash, which has %s", phys.FormatSize(uint64(len(flash))), phys.FormatSize(rig.FlashSize))
+	if len(flash) > machine.FlashSize {
+		return fmt.Errorf("the payload takes %s of flash, which has %s", phys.FormatSize(uint64(len(flash))), phys.FormatSize(machine.FlashSize))
 	}
-	flash = append(flash, make([]byte, rig.FlashSize-len(flash))...)
+	flash = append(flash, make([]byte, machine.FlashSize-len(flash))...)
 	o.Flash = at("flash.img")
 	return os.WriteFile(o.Flash, flash, 0o644)
 }

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/vmtest/debian"
+	"github.com/warmcore/warmcore/vmtest/guest/build"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
-	"github.com/warmcore/warmcore/vmtest/rig"
+	"github.com/warmcore/warmcore/vmtest/machine"
 )
 
 // TestWhatIsOverwritten fills the RAM of a virt machine with a pattern, resets
@@ -32,7 +34,7 @@ func TestWhatIsOverwritten(t *testing.T) {
 
 func whatIsOverwritten(ctx context.Context, t *testing.T, firmware string, memory uint64) {
 	t.Helper()
-	l := &Lab{ctx: ctx, name: "overwritten", board: arm64,
+	l := &Lab{ctx: ctx, story: Story{Name: "overwritten"}, board: arm64,
 		Options: Options{Memory: memory, CPUs: 2, Payload: "stock", Firmware: firmware, Out: t.TempDir()}}
 	must := func(err error) {
 		t.Helper()
@@ -40,21 +42,21 @@ func whatIsOverwritten(ctx context.Context, t *testing.T, firmware string, memor
 			t.Fatal(err)
 		}
 	}
-	cache, err := rig.CacheDir()
+	cache, err := debian.CacheDir()
 	must(err)
-	kmod, err := arm64.OpenKmod(ctx, cache)
+	kmod, err := arm64.debian.OpenKmod(ctx, cache)
 	must(err)
 	kernel, err := debianKernel(ctx, cache, kmod)
 	must(err)
 	guest, plain := filepath.Join(l.Out, "guest"), filepath.Join(l.Out, "plain")
-	must(arm64.BuildGuest(ctx, guest))
-	must(rig.Initrd{Kernel: kernel, Kmod: kmod, Init: guest}.Write(plain))
+	must(build.Guest(ctx, arm64.Name, guest))
+	must(debian.Initrd{Kernel: kernel, Kmod: kmod, Init: guest}.Write(plain))
 	p := loaded{image: kernel.Image, initramfs: filepath.Join(l.Out, "initramfs"), tree: filepath.Join(l.Out, "payload.dtb")}
 	must(compress(p.initramfs, plain))
-	o := rig.Options{Arch: arm64.Arch, Memory: memory, CPUs: 2, Reproduce: "go test ./vmtest/story -run TestWhatIsOverwritten"}
+	o := machine.Options{Arch: arm64.Arch, Memory: memory, CPUs: 2, Reproduce: "go test ./vmtest/story -run TestWhatIsOverwritten"}
 	must(l.startLoaded(p, &o))
 
-	m, err := rig.Start(ctx, o, l.Out)
+	m, err := machine.Start(ctx, o, l.Out)
 	must(err)
 	defer m.Close()
 	_, err = m.WaitGuest(ctx)

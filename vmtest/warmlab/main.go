@@ -165,7 +165,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 		return 0
 	case "bench":
-		return fail(stderr, bench(ctx, f, stdout))
+		return fail(stderr, runBench(ctx, f, stdout))
 	}
 	return fail(stderr, runStory(ctx, verb, f, stdout))
 }

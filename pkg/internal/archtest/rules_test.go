@@ -35,6 +35,8 @@ var layers = map[string]layer{
 	"pkg/vmcore/checksum":  formats,
 	"pkg/vmcore/dumpfile":  formats,
 	"pkg/vmcore/summary":   formats,
+	"pkg/image/cpio":       formats,
+	"pkg/image/gpt":        formats,
 	"boot/stub":            formats,
 	"boot/trampoline":      formats,
 

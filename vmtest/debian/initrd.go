@@ -1,0 +1,188 @@
+package debian
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/image/cpio"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/vmtest/guest/wire"
+	"github.com/warmcore/warmcore/vmtest/holes"
+)
+
+// Modules that the stories need on each architecture, beside its own, with
+// what these depend on. Those that a kernel has built in are left out.
+var Modules = []string{
+	"virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic", // disk and port
+	"kmem", "device_dax", "dax_pmem", "nd_pmem", "nd_btt", "libnvdimm", // preserved memory
+	"i6300esb",
+}
+
+// moduleIndex are the files beside modules.dep that modprobe reads.
+var moduleIndex = []string{
+	"modules.dep", "modules.dep.bin", "modules.alias", "modules.alias.bin", "modules.softdep", "modules.symbols.bin",
+	"modules.builtin", "modules.builtin.bin", "modules.builtin.alias.bin", "modules.builtin.modinfo", "modules.order", "modules.devname",
+}
+
+// Initrd is what goes into the initrd of the normal kernel.
+type Initrd struct {
+	Kernel  Kernel
+	Kmod    Programs
+	Init    string            // the guest program, of package build
+	Files   map[string]string // executables: path in the guest to path on the host
+	Padding int64             // bytes of a file that doesn't compress
+}
+
+// Write writes the archive to file. The same input gives the same bytes.
+func (i Initrd) Write(file string) (err error) {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := bufio.NewWriterSize(f, holes.Chunk)
+	if err := i.write(cpio.NewWriter(w)); err != nil {
+		return fmt.Errorf("write initrd %s: %w", file, err)
+	}
+	return w.Flush()
+}
+
+func (i Initrd) write(c *cpio.Writer) error {
+	if err := addFile(c, "init", i.Init); err != nil {
+		return err
+	}
+	kmod, err := i.Kmod.files(kmodProgram)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(kmod)) {
+		if err := addFile(c, name, kmod[name]); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"modprobe", "depmod", "insmod", "rmmod", "lsmod", "modinfo"} {
+		c.Link("sbin/"+name, "/"+kmodProgram)
+	}
+	dep, err := os.ReadFile(filepath.Join(i.Kernel.Modules, "modules.dep"))
+	if err != nil {
+		return err
+	}
+	builtin, err := os.ReadFile(filepath.Join(i.Kernel.Modules, "modules.builtin"))
+	if err != nil {
+		return err
+	}
+	modules, err := closure(string(dep), string(builtin), slices.Concat(Modules, i.Kmod.Arch.modules))
+	if err != nil {
+		return err
+	}
+	lib := path.Join("lib/modules", i.Kernel.Release)
+	for _, name := range slices.Concat(moduleIndex, modules) {
+		from := filepath.Join(i.Kernel.Modules, name)
+		if _, err := os.Stat(from); err != nil && slices.Contains(moduleIndex, name) {
+			continue // not every depmod writes them all
+		}
+		if err := addFile(c, path.Join(lib, name), from); err != nil {
+			return err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(i.Files)) {
+		if err := addFile(c, name, i.Files[name]); err != nil {
+			return err
+		}
+	}
+	if i.Padding > 0 {
+		c.File("padding", i.Padding, &noise{})
+	}
+	return c.Close()
+}
+
+// addFile adds an executable with the contents of the host's file at from.
+func addFile(c *cpio.Writer, name, from string) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	c.File(name, fi.Size(), f)
+	return nil
+}
+
+// closure returns the files of modules called names and of what they depend
+// on, sorted, as modules.dep names them. dep and builtin are the contents of
+// modules.dep and modules.builtin.
+func closure(dep, builtin string, names []string) ([]string, error) {
+	// The kernel takes - and _ in a module's name for the same.
+	moduleName := func(file string) string {
+		name, _, _ := strings.Cut(path.Base(file), ".ko")
+		return strings.ReplaceAll(name, "-", "_")
+	}
+	needs := map[string][]string{} // module name: its file and those that it needs
+	for line := range strings.Lines(dep) {
+		file, others, ok := strings.Cut(strings.TrimSpace(line), ":")
+		if !ok {
+			return nil, fmt.Errorf("modules.dep line %q: want a file, a colon, and files", line)
+		}
+		needs[moduleName(file)] = append([]string{file}, strings.Fields(others)...)
+	}
+	inKernel := map[string]bool{}
+	for file := range strings.Lines(builtin) {
+		inKernel[moduleName(strings.TrimSpace(file))] = true
+	}
+	files := map[string]bool{}
+	for _, name := range names {
+		name = strings.ReplaceAll(name, "-", "_")
+		if needs[name] == nil && !inKernel[name] {
+			return nil, fmt.Errorf("module %s: neither in modules.dep nor built in", name)
+		}
+		// modules.dep lists what a module needs in full, not only
+		// directly.
+		for _, f := range needs[name] {
+			files[f] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(files)), nil
+}
+
+// noise is bytes that look random, always the same.
+type noise struct {
+	page  [phys.PageSize]byte
+	index uint64
+	left  []byte
+}
+
+func (n *noise) Read(b []byte) (int, error) {
+	if len(n.left) == 0 {
+		if err := wire.Fill(n.page[:], 0, n.index); err != nil {
+			return 0, err
+		}
+		binary.LittleEndian.PutUint64(n.page[:], ^n.index)
+		n.index++
+		n.left = n.page[:]
+	}
+	k := copy(b, n.left)
+	n.left = n.left[k:]
+	return k, nil
+}
+
+var _ io.Reader = (*noise)(nil)
+
+// shortHash returns 16 hexadecimal digits that stand for s.
+func shortHash(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:8])
+}

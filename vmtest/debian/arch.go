@@ -29,7 +29,7 @@ type Arch struct {
 var AMD64 = &Arch{
 	Name:     "amd64",
 	kernel:   "linux-image-amd64",
-	modules:  []string{"crc32c_intel", "dax_hmem", "nd_e820", "msr"},
+	modules:  []string{"dax_hmem", "nd_e820", "msr"},
 	triplet:  "x86_64-linux-gnu",
 	loader:   "lib64/ld-linux-x86-64.so.2",
 	emulator: "qemu-x86_64-static",

@@ -13,7 +13,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/warmcore/warmcore/pkg/image/cpio"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -21,10 +20,11 @@ import (
 	"github.com/warmcore/warmcore/vmtest/holes"
 )
 
-// Modules that the stories need on each architecture, beside its own, with
-// what these depend on. Those that a kernel has built in are left out.
+// Modules that the stories need on each architecture, beside its own. What
+// these depend on comes with them, and is not listed: it differs between
+// kernels. Those that a kernel has built in are left out.
 var Modules = []string{
-	"virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic", // disk and port
+	"virtio_pci", "virtio_blk", "virtio_console", "ext4", // disk and port
 	"kmem", "device_dax", "dax_pmem", "nd_pmem", "nd_btt", "libnvdimm", // preserved memory
 	"i6300esb",
 }
@@ -74,15 +74,11 @@ func (i Initrd) write(c *cpio.Writer) error {
 	for _, name := range []string{"modprobe", "depmod", "insmod", "rmmod", "lsmod", "modinfo"} {
 		c.Link("sbin/"+name, "/"+kmodProgram)
 	}
-	dep, err := os.ReadFile(filepath.Join(i.Kernel.Modules, "modules.dep"))
+	index, err := readModules(os.DirFS(i.Kernel.Modules))
 	if err != nil {
 		return err
 	}
-	builtin, err := os.ReadFile(filepath.Join(i.Kernel.Modules, "modules.builtin"))
-	if err != nil {
-		return err
-	}
-	modules, err := closure(string(dep), string(builtin), slices.Concat(Modules, i.Kmod.Arch.modules))
+	modules, err := index.closure(slices.Concat(Modules, i.Kmod.Arch.modules))
 	if err != nil {
 		return err
 	}
@@ -120,42 +116,6 @@ func addFile(c *cpio.Writer, name, from string) error {
 	}
 	c.File(name, fi.Size(), f)
 	return nil
-}
-
-// closure returns the files of modules called names and of what they depend
-// on, sorted, as modules.dep names them. dep and builtin are the contents of
-// modules.dep and modules.builtin.
-func closure(dep, builtin string, names []string) ([]string, error) {
-	// The kernel takes - and _ in a module's name for the same.
-	moduleName := func(file string) string {
-		name, _, _ := strings.Cut(path.Base(file), ".ko")
-		return strings.ReplaceAll(name, "-", "_")
-	}
-	needs := map[string][]string{} // module name: its file and those that it needs
-	for line := range strings.Lines(dep) {
-		file, others, ok := strings.Cut(strings.TrimSpace(line), ":")
-		if !ok {
-			return nil, fmt.Errorf("modules.dep line %q: want a file, a colon, and files", line)
-		}
-		needs[moduleName(file)] = append([]string{file}, strings.Fields(others)...)
-	}
-	inKernel := map[string]bool{}
-	for file := range strings.Lines(builtin) {
-		inKernel[moduleName(strings.TrimSpace(file))] = true
-	}
-	files := map[string]bool{}
-	for _, name := range names {
-		name = strings.ReplaceAll(name, "-", "_")
-		if needs[name] == nil && !inKernel[name] {
-			return nil, fmt.Errorf("module %s: neither in modules.dep nor built in", name)
-		}
-		// modules.dep lists what a module needs in full, not only
-		// directly.
-		for _, f := range needs[name] {
-			files[f] = true
-		}
-	}
-	return slices.Sorted(maps.Keys(files)), nil
 }
 
 // noise is bytes that look random, always the same.

@@ -3,26 +3,71 @@ package debian
 import (
 	"bytes"
 	"io"
+	"maps"
+	"strings"
 	"testing"
+	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestClosure(t *testing.T) {
-	const dep = "kernel/fs/ext4/ext4.ko: kernel/lib/crc16.ko kernel/fs/mbcache.ko\n" +
-		"kernel/lib/crc16.ko:\n" +
-		"kernel/crypto/crc32c-intel.ko.xz:\n"
-	const builtin = "kernel/drivers/virtio/virtio_pci.ko\n"
-	got, err := closure(dep, builtin, []string{"ext4", "crc32c_intel", "virtio-pci"})
-	want := []string{"kernel/crypto/crc32c-intel.ko.xz", "kernel/fs/ext4/ext4.ko", "kernel/fs/mbcache.ko", "kernel/lib/crc16.ko"}
-	if diff := cmp.Diff(want, got); err != nil || diff != "" {
-		t.Errorf("closure: %v, -want +got\n%s", err, diff)
+// modulesOf6 is what depmod writes of a kernel whose ext4 asks for crc32c by
+// name; modulesOf7 of one that has it built in, under another name.
+var (
+	modulesOf6 = fstest.MapFS{
+		"modules.dep": {Data: []byte("kernel/fs/ext4/ext4.ko: kernel/lib/crc16.ko kernel/fs/mbcache.ko\n" +
+			"kernel/lib/crc16.ko:\n" +
+			"kernel/arch/x86/crypto/crc32c-intel.ko.xz:\n" +
+			"kernel/crypto/crc32c_generic.ko: kernel/lib/other.ko\n" +
+			"kernel/crypto/unused.ko:\n" +
+			"kernel/crypto/after.ko:\n")},
+		"modules.builtin": {Data: []byte("kernel/drivers/virtio/virtio_pci.ko\n")},
+		"modules.softdep": {Data: []byte("# Soft dependencies extracted from modules themselves.\nsoftdep ext4 pre: crc32c nosuch post: after\n")},
+		"modules.alias":   {Data: []byte("# Aliases extracted from modules themselves.\nalias crc32c crc32c_generic\nalias crypto-crc32c crc32c_intel\nalias pci:v* unused\n")},
 	}
-	if got, err := closure(dep, builtin, []string{"nosuch"}); err == nil || got != nil {
-		t.Errorf("a module that isn't there: %v, %v", got, err)
+	modulesOf7 = fstest.MapFS{
+		"modules.dep":     {Data: []byte("kernel/fs/ext4/ext4.ko: kernel/fs/mbcache.ko\n")},
+		"modules.builtin": {Data: []byte("kernel/drivers/virtio/virtio_pci.ko\nkernel/lib/crc/crc32.ko\n")},
 	}
-	if got, err := closure("no colon\n", builtin, nil); err == nil || got != nil {
-		t.Errorf("modules.dep without a colon: %v, %v", got, err)
+)
+
+func TestModules(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		kernel fstest.MapFS
+		names  []string
+		want   []string
+	}{
+		{"what is loaded before, by names and aliases", modulesOf6, []string{"ext4", "virtio-pci"}, []string{
+			"kernel/arch/x86/crypto/crc32c-intel.ko.xz", "kernel/crypto/crc32c_generic.ko", "kernel/fs/ext4/ext4.ko",
+			"kernel/fs/mbcache.ko", "kernel/lib/crc16.ko", "kernel/lib/other.ko"}},
+		{"a newer kernel", modulesOf7, []string{"ext4", "virtio_pci"}, []string{"kernel/fs/ext4/ext4.ko", "kernel/fs/mbcache.ko"}},
+		{"built in", modulesOf7, []string{"virtio_pci"}, nil},
+	} {
+		m, err := readModules(tt.kernel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := m.closure(tt.names)
+		if diff := cmp.Diff(tt.want, got); err != nil || diff != "" {
+			t.Errorf("%s: %v, -want +got\n%s", tt.name, err, diff)
+		}
+		if got, err := m.closure([]string{"nosuch"}); err == nil || got != nil {
+			t.Errorf("%s: a module that isn't there: %v, %v", tt.name, got, err)
+		}
+	}
+	for name, file := range map[string]string{
+		"modules.dep": "no colon\n", "modules.softdep": "softdep\n", "modules.alias": "alias one\n",
+	} {
+		bad := maps.Clone(modulesOf6)
+		bad[name] = &fstest.MapFile{Data: []byte(file)}
+		if _, err := readModules(bad); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s with %q: %v; want an error that names the file", name, file, err)
+		}
+	}
+	delete(modulesOf7, "modules.dep")
+	if _, err := readModules(modulesOf7); err == nil {
+		t.Error("no modules.dep: no error")
 	}
 }
 

@@ -27,6 +27,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/handoff"
 	"github.com/warmcore/warmcore/pkg/hotplug"
 	"github.com/warmcore/warmcore/pkg/kexec"
@@ -202,11 +203,11 @@ func (s *System) open(write bool) (*session, error) {
 	if err := s.root(); err != nil {
 		return nil, err
 	}
-	cmdline, err := s.read("proc/cmdline")
+	line, err := s.read("proc/cmdline")
 	if err != nil {
 		return nil, fmt.Errorf("find handoff area: %w", err)
 	}
-	where, err := handoff.Find(cmdline, os.DirFS(s.path(deviceTree)))
+	where, err := handoff.Find(line, os.DirFS(s.path(deviceTree)))
 	switch {
 	case errors.Is(err, handoff.ErrNone):
 		return nil, errNoPayload
@@ -322,14 +323,19 @@ func (s *System) captureBoot() bool {
 	if b, err := s.readBytes(deviceTree + "/chosen/linux,elfcorehdr"); err == nil && len(b) > 0 {
 		return true
 	}
-	cmdline, err := s.read("proc/cmdline")
+	line, err := s.cmdline()
 	if err != nil {
 		return false
 	}
-	for _, w := range strings.Fields(cmdline) {
-		if strings.HasPrefix(w, "elfcorehdr=") {
-			return true
-		}
+	place, ok := line.Last("elfcorehdr")
+	return ok && place.HasValue
+}
+
+// cmdline reads the running kernel's command line.
+func (s *System) cmdline() (cmdline.Line, error) {
+	text, err := s.read("proc/cmdline")
+	if err != nil {
+		return cmdline.Line{}, err
 	}
-	return false
+	return cmdline.Parse(text), nil
 }

@@ -187,17 +187,11 @@ func resetRegister(facp []byte) stub.ResetRegister {
 // what was preserved would be noise.
 func (s *System) encrypted() error {
 	const todo = "turn memory encryption off (kernel: mem_encrypt=off), or use kdump"
-	cmdline, err := s.read("proc/cmdline")
+	line, err := s.cmdline()
 	if err != nil {
 		return err
 	}
-	mode := ""
-	for _, w := range strings.Fields(cmdline) {
-		if v, ok := strings.CutPrefix(w, "mem_encrypt="); ok {
-			mode = v
-		}
-	}
-	if mode == "on" {
+	if mode, _ := line.Last("mem_encrypt"); mode.Value == "on" {
 		return refuse(todo, "memory encryption is on (mem_encrypt=on), and a reset changes its key")
 	}
 	// Signs of a guest that is encrypted. The flag sme only says that the CPU

@@ -86,17 +86,12 @@ func (x *session) loads(src *oldmem.Source) ([]load, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmdline, err := x.read("proc/cmdline")
+	line, err := x.cmdline()
 	if err != nil {
 		return nil, err
 	}
-	place := ""
-	for _, w := range strings.Fields(cmdline) {
-		if v, ok := strings.CutPrefix(w, "elfcorehdr="); ok {
-			place = v // the last one counts
-		}
-	}
-	where, err := phys.ParseRange(place)
+	place, _ := line.Last("elfcorehdr")
+	where, err := phys.ParseRange(place.Value)
 	if err != nil {
 		return nil, fmt.Errorf("elfcorehdr=: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"math/bits"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
@@ -31,21 +32,13 @@ const (
 var ErrNone = errors.New("no " + Parameter + "= on the kernel command line")
 
 // Parse finds the handoff area in a kernel command line. Of several
-// parameters the last counts, as for the kernel's own. Words behind "--" are
-// init's and don't count.
-func Parse(cmdline string) (phys.Range, error) {
-	value, found := "", false
-	for _, word := range strings.Fields(cmdline) {
-		if word == "--" {
-			break
-		}
-		if v, ok := strings.CutPrefix(word, Parameter+"="); ok {
-			value, found = v, true
-		}
-	}
+// parameters the last counts, as for the kernel's own.
+func Parse(line string) (phys.Range, error) {
+	param, found := cmdline.Parse(line).Last(Parameter)
 	if !found {
 		return phys.Range{}, ErrNone
 	}
+	value := param.Value
 	addr, size, ok := strings.Cut(value, ",")
 	if !ok {
 		return phys.Range{}, fmt.Errorf("%s=%q: want ADDR,SIZE", Parameter, value)

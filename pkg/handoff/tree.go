@@ -23,8 +23,8 @@ const (
 // Find finds the handoff area by the kernel command line and by the device
 // tree, a directory such as /proc/device-tree; one of the two is enough. The
 // error is ErrNone if neither has it, and something else if they disagree.
-func Find(cmdline string, tree fs.FS) (phys.Range, error) {
-	told, err := Parse(cmdline)
+func Find(line string, tree fs.FS) (phys.Range, error) {
+	told, err := Parse(line)
 	if err != nil && !errors.Is(err, ErrNone) {
 		return phys.Range{}, err
 	}

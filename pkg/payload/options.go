@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/plan"
 )
@@ -33,23 +34,22 @@ var DefaultHandoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
 
 // ParseCmdline reads the parameters; unknown and malformed ones are returned
 // as warnings and leave the default, because the machine is to boot anyway.
-func ParseCmdline(cmdline string) (o Options, warnings []string) {
+func ParseCmdline(text string) (o Options, warnings []string) {
 	o = Options{Handover: "auto", Limits: plan.DefaultLimits}
-	for _, word := range strings.Fields(cmdline) {
-		rest, ok := strings.CutPrefix(word, "warmcore.")
+	for _, p := range cmdline.Parse(text).Params {
+		name, ok := strings.CutPrefix(p.Name, "warmcore.")
 		if !ok {
 			continue
 		}
-		name, value, _ := strings.Cut(rest, "=")
-		if err := o.set(name, value); err != nil {
-			warnings = append(warnings, fmt.Sprintf("parameter %s: %v; ignored", word, err))
+		if err := o.set(name, p.Value); err != nil {
+			warnings = append(warnings, fmt.Sprintf("parameter %s: %v; ignored", p, err))
 		}
 	}
 	return o, warnings
 }
 
 func (o *Options) set(name, value string) (err error) {
-	switch name {
+	switch strings.ReplaceAll(name, "-", "_") { // as in the kernel's own
 	case "window":
 		return parseRanges(value, &o.Window)
 	case "lost":

@@ -26,6 +26,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/normalboot"
@@ -141,7 +142,7 @@ func (p *Payload) Plan() {
 func lentInterruptTables(t *devicetree.Tree) bool {
 	if chosen := t.Find("/chosen"); chosen != nil {
 		for _, args := range chosen.Strings("bootargs") {
-			if slices.Contains(strings.Fields(args), "irqchip.gicv3_nolpi=1") {
+			if p, ok := cmdline.Parse(args).Last("irqchip.gicv3_nolpi"); ok && p.Value == "1" {
 				return false
 			}
 		}

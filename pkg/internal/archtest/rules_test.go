@@ -20,6 +20,7 @@ const (
 // test, and those of nothing but tests are support without being listed.
 var layers = map[string]layer{
 	"pkg/phys":      values,
+	"pkg/cmdline":   values,
 	"boot/identmap": values,
 
 	"pkg/registration":     formats,

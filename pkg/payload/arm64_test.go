@@ -322,7 +322,7 @@ func TestBoardUnread(t *testing.T) {
 			r := m.run()
 			wantLog(t, r.log, "error: firmware's memory map, error: read device tree's memory: ", tt.log,
 				"the machine's device tree goes to it as it is", "boot: without dumps")
-			if !r.started || r.cmdline != entryCmdline || !bytes.Equal(r.initrd, initrd) {
+			if !r.started || r.cmdline != entryCmdline+" panic=10" || !bytes.Equal(r.initrd, initrd) {
 				t.Fatalf("no kernel with its command line and initrd was started: %v", r)
 			}
 			for _, s := range m.loaded {

@@ -85,8 +85,8 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 	}
 	var dropped []string
 	l.Cmdline, dropped = p.plan.Cmdline(e.Cmdline, kind, b.Capture.CoreHeader)
-	if len(dropped) > 0 {
-		p.log.Warn("boot entry's parameters left out", "parameters", fmt.Sprint(dropped))
+	for _, d := range dropped {
+		p.log.Warn("boot entry's parameter left out", "parameter", d)
 	}
 	if err := p.plan.CheckKernel(l.Kernel.PageSize()); err != nil {
 		return err
@@ -153,7 +153,7 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 // bootUnplanned starts an entry as any boot loader would: all memory, nothing
 // preserved.
 func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
-	l.Cmdline = e.Cmdline
+	l.Cmdline = plan.Resets(e.Cmdline)
 	l.Map = p.firmware.Normalize()
 	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.NewSet(p.sys.Arch().Low, p.opts.Handoff))
 	entry, load, err := p.placeUnplanned(e, l)

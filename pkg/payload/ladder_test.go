@@ -22,7 +22,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/segments/segmentstest"
 )
 
-const planned = entryCmdline + " crashkernel=1M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,device_dax warmcore.handoff=0x20000000,0x200000"
+const planned = entryCmdline + " crashkernel=1M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,device_dax warmcore.handoff=0x20000000,0x200000 panic=10"
 
 // TestPlainBoot is the first boot of a machine.
 func TestPlainBoot(t *testing.T) {
@@ -275,7 +275,8 @@ func TestDroppedParameters(t *testing.T) {
 	m.entries[0].Cmdline = "root=/dev/vda1 crashkernel=512M ro elfcorehdr=1M@2G"
 	r := m.run()
 	wantKernel(t, r, 1, planned)
-	wantLog(t, r.log, "warn: boot entry's parameters left out, parameters: [crashkernel=512M elfcorehdr=1M@2G]")
+	wantLog(t, r.log, "warn: boot entry's parameter left out, parameter: crashkernel=512M: the payload sets it, for the stub",
+		"warn: boot entry's parameter left out, parameter: elfcorehdr=1M@2G: the payload says whether there is a dump")
 }
 
 // TestTitleOfNoText must not cost the dump.

@@ -195,7 +195,7 @@ func TestCmdlineARM64(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const ours = "crashkernel=2M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,dax_pmem,device_dax,nd_btt,nd_pmem,of_pmem warmcore.handoff=0x78000000,0x200000"
+	const ours = "crashkernel=2M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,dax_pmem,device_dax,nd_btt,nd_pmem,of_pmem warmcore.handoff=0x78000000,0x200000 panic=10"
 	for _, kind := range []Kind{Plain, Capture} {
 		got, dropped := p.Cmdline("ro elfcorehdr=1", kind, phys.Range{Start: 0x780c0000, End: 0x780c0400})
 		if got != "ro "+ours || len(dropped) != 1 {

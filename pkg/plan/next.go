@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/memmap"
@@ -63,47 +62,6 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 	}
 	slices.SortFunc(m.Entries, func(a, b memmap.Entry) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
 	return m.Normalize()
-}
-
-// Ours are the kernel parameters that only the payload may set; others' are
-// taken out of a boot entry's command line.
-var ours = []string{"crashkernel=", "elfcorehdr=", "memhp_default_state=", "warmcore.handoff="}
-
-// Cmdline returns the normal kernel's command line: the boot entry's own and
-// what the plan needs. header is where the ELF core header lies in a capture
-// boot. Parameters of the entry that contradict the plan are left out and
-// returned.
-//
-//   - crashkernel= holds the stub; kdump's own reservation would waste memory.
-//   - memhp_default_state=offline and the blacklist (which stops automatic
-//     loading only) keep the kernel from bringing hidden memory online
-//     before the dump is saved: MHP_DEFAULT_ONLINE_TYPE_ONLINE_AUTO=y in
-//     Debian's 6.12. On arm64 they also keep user space from looking for
-//     disks in hidden memory, on /dev/pmem0: what a page cache held would
-//     look like one.
-func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (cmdline string, dropped []string) {
-	var words []string
-	fields := strings.Fields(entry)
-	beforeInit := len(fields)
-	if i := slices.Index(fields, "--"); i >= 0 {
-		beforeInit = i // what follows is init's, not the kernel's
-	}
-	for _, w := range fields[:beforeInit] {
-		if slices.ContainsFunc(ours, func(o string) bool { return strings.HasPrefix(w, o) }) {
-			dropped = append(dropped, w)
-			continue
-		}
-		words = append(words, w)
-	}
-	words = append(words,
-		p.Arch.crashkernel,
-		"memhp_default_state=offline",
-		"modprobe.blacklist="+p.Arch.blacklist,
-		fmt.Sprintf("warmcore.handoff=%#x,%#x", p.Handoff.Start, p.Handoff.Size()))
-	if kind == Capture && p.Arch.elfcorehdr {
-		words = append(words, fmt.Sprintf("elfcorehdr=%dK@%#x", (header.Size()+phys.KiB-1)/phys.KiB, header.Start))
-	}
-	return strings.Join(append(words, fields[beforeInit:]...), " "), dropped
 }
 
 // CoreHeader returns the ELF core header of the dump: where each byte that the

@@ -236,7 +236,9 @@ func TestCmdline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const ours = "crashkernel=1M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,device_dax warmcore.handoff=0x20000000,0x200000"
+	const rest = "crashkernel=1M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,device_dax warmcore.handoff=0x20000000,0x200000"
+	const ours = rest + " panic=10"
+	const elfcorehdr = " elfcorehdr=2K@0x200c0000"
 	header := phys.Range{Start: 0x200c0000, End: 0x200c0000 + 1300}
 	tests := []struct {
 		name, entry string
@@ -246,14 +248,24 @@ func TestCmdline(t *testing.T) {
 	}{
 		{"empty", "", Plain, ours, nil},
 		{"plain", "root=/dev/vda1 ro quiet", Plain, "root=/dev/vda1 ro quiet " + ours, nil},
-		{"capture", "root=/dev/vda1 ro", Capture, "root=/dev/vda1 ro " + ours + " elfcorehdr=2K@0x200c0000", nil},
-		{"kdump configured", "ro crashkernel=384M-:192M elfcorehdr=1 quiet", Plain, "ro quiet " + ours, []string{"crashkernel=384M-:192M", "elfcorehdr=1"}},
-		{"parameters of init", "ro -- single crashkernel=x", Plain, "ro " + ours + " -- single crashkernel=x", nil},
+		{"capture", "root=/dev/vda1 ro", Capture, "root=/dev/vda1 ro " + ours + elfcorehdr, nil},
+		{"kdump configured", "ro crashkernel=384M-:192M elfcorehdr=1 quiet", Plain, "ro quiet " + ours, []string{"crashkernel=384M-:192M: the payload sets it, for the stub", "elfcorehdr=1: the payload says whether there is a dump"}},
+		{"other spelling", "memhp-default-state=online", Plain, ours, []string{"memhp-default-state=online: hidden memory"}},
+		{"parameters of init", "ro -- single elfcorehdr=x", Plain, "ro " + ours + " -- single elfcorehdr=x", nil},
+		{"crashkernel of init", "ro -- single crashkernel=x", Plain, "ro " + ours + " -- single", []string{"crashkernel=x: the kernel would"}},
+		{"dashes in quotes", `systemd.run="a  -- b" ro`, Plain, `systemd.run="a  -- b" ro ` + ours, nil},
+		{"quote never closed", `ro x="y crashkernel=1`, Plain, "ro " + ours + ` x="y crashkernel=1`, nil},
+		{"panic is set", "panic=30", Plain, "panic=30 " + rest, nil},
+		{"panic is 0", "panic=0", Plain, "panic=0 " + rest, nil},
+		{"panic is at once", "panic=-1", Capture, "panic=-1 " + rest + elfcorehdr, nil},
+		{"panic is no number", "panic panic=never", Plain, "panic panic=never " + ours, nil},
+		{"panic is 0 in a capture boot", "panic=30 panic=0x0 sysctl.kernel.panic=0 sysctl/kernel.panic=5", Capture, "panic=30 sysctl/kernel.panic=5 " + rest + elfcorehdr,
+			[]string{"panic=0x0: the machine must come back after a panic", "sysctl.kernel.panic=0: the machine"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got, dropped := p.Cmdline(tt.entry, tt.kind, header)
-			if got != tt.want || !slices.Equal(dropped, tt.dropped) {
+			if got != tt.want || !slices.EqualFunc(dropped, tt.dropped, strings.HasPrefix) {
 				t.Errorf("got  %q, dropped %q\nwant %q, dropped %q", got, dropped, tt.want, tt.dropped)
 			}
 		})
@@ -356,5 +368,19 @@ func fuzzMake(t *testing.T, in Input, window, windowSize, handoff uint64) {
 	h, _ := p.CoreHeader([]registration.Note{note}, registration.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Addr, TextSize: windowSize * 4096 * 100})
 	if err := CheckHeader(p, h); err != nil {
 		t.Fatalf("%s: %v\n%v\n%v", in.Arch.Name, err, h, p)
+	}
+}
+
+func TestResets(t *testing.T) {
+	long := strings.Repeat("x", maxCmdline-len("panic=10")) // one byte too long with it
+	for _, tt := range []struct{ entry, want string }{
+		{"", "panic=10"},
+		{"ro -- single", "ro panic=10 -- single"},
+		{"panic=0", "panic=0"},
+		{long, long},
+	} {
+		if got := Resets(tt.entry); got != tt.want {
+			t.Errorf("%q becomes %q, want %q", tt.entry, got, tt.want)
+		}
 	}
 }

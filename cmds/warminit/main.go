@@ -40,6 +40,8 @@ was reset while armed. Parameters are read from the kernel's command line:
   warmcore.handover=auto|vmcore    how the dump is handed over
   warmcore.max_captures=N          dumps an hour (default: 5; 0: no limit)
   warmcore.max_attempts=N          capture boots for one dump (default: 3)
+  warmcore.append="PARAMETERS"     added to the normal kernel's in a capture boot
+  warmcore.remove=NAME[,...]       left out of them in a capture boot
   warmcore.off                     no dumps
 
   -n   print the plan and what would be done; change and boot nothing

@@ -4,6 +4,7 @@ package main
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,5 +69,5 @@ func TestUsageParses(t *testing.T) {
 func same(a, b payload.Options) bool {
 	return a.Window.String() == b.Window.String() && a.Lost.String() == b.Lost.String() && a.Handoff == b.Handoff &&
 		a.BootMemory == b.BootMemory && a.BlockSize == b.BlockSize && a.Boot == b.Boot && a.Handover == b.Handover &&
-		a.Limits == b.Limits && a.Off == b.Off
+		a.Limits == b.Limits && a.Off == b.Off && slices.Equal(a.Owner.Remove, b.Owner.Remove) && a.Owner.Append == b.Owner.Append
 }

@@ -24,7 +24,8 @@ type Options struct {
 	Boot       string     // warmcore.boot=: title or kernel path of the entry to boot
 	Handover   string     // warmcore.handover=auto|vmcore
 	Limits     plan.Limits
-	Off        bool // warmcore.off: no dumps, the normal kernel gets all memory
+	Owner      plan.Owner // warmcore.remove=, warmcore.append=: a capture boot's command line
+	Off        bool       // warmcore.off: no dumps, the normal kernel gets all memory
 }
 
 // DefaultHandoff is where H lies if neither warmcore.handoff= nor the device
@@ -83,6 +84,10 @@ func (o *Options) set(name, value string) (err error) {
 			return fmt.Errorf("want a number of capture boots for a dump, at least 1")
 		}
 		o.Limits.Attempts = uint32(n)
+	case "remove":
+		o.Owner.Remove = append(o.Owner.Remove, strings.Split(value, ",")...)
+	case "append":
+		o.Owner.Append = strings.TrimSpace(o.Owner.Append + " " + value)
 	case "off":
 		o.Off = true
 	default:

@@ -34,6 +34,9 @@ func TestParseCmdline(t *testing.T) {
 		{"with a dash", "warmcore.max-captures=1", func(o *Options) { o.Limits.Captures = 1 }, ""},
 		{"handover", "warmcore.handover=vmcore", func(o *Options) { o.Handover = "vmcore" }, ""},
 		{"limits", "warmcore.max_captures=0 warmcore.max_attempts=1", func(o *Options) { o.Limits = plan.Limits{Captures: 0, Attempts: 1} }, ""},
+		{"owner's", `warmcore.append="nr_cpus=4 quiet" warmcore.remove=a,b warmcore.append=x="y z" warmcore.remove=c`, func(o *Options) {
+			o.Owner = plan.Owner{Remove: []string{"a", "b", "c"}, Append: `nr_cpus=4 quiet x="y z"`}
+		}, ""},
 		{"off", "warmcore.off", func(o *Options) { o.Off = true }, ""},
 		{"the last one counts", "warmcore.block=1G warmcore.block=256M", func(o *Options) { o.BlockSize = 256 * mib }, ""},
 		{"another's", "warmcorex.off xwarmcore.off", func(*Options) {}, ""},

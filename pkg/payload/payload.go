@@ -198,6 +198,7 @@ func (p *Payload) makePlan() (*plan.Plan, error) {
 			Handoff:    p.opts.Handoff,
 			BlockSize:  p.opts.BlockSize,
 			BootMemory: p.opts.BootMemory,
+			Owner:      p.opts.Owner,
 		},
 	}
 	made, err := plan.Make(in)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/cmdline"
+	"github.com/warmcore/warmcore/pkg/hugetlb"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
@@ -15,6 +16,12 @@ import (
 // recorded, and what kdump-utils appends as well. On a distribution's default,
 // 0, it would wait for ever.
 const panicSeconds = 10
+
+// Owner is what the owner of a machine wants of a capture boot's command line.
+type Owner struct {
+	Remove []string // names of parameters
+	Append string   // parameters, as on a command line
+}
 
 // Cmdline returns the normal kernel's command line: the boot entry's own and
 // what the plan needs. header is where the ELF core header lies in a capture
@@ -29,6 +36,9 @@ const panicSeconds = 10
 //     disks in hidden memory, on /dev/pmem0: what a page cache held would
 //     look like one.
 //   - panic= is as [Resets] says.
+//   - A capture boot has boot memory only, and becomes production once that is
+//     released. So it goes without what production reserves for itself, and
+//     [ParamHugePages] and [ParamDropped] tell the agent what that was.
 func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string, dropped []string) {
 	l := cmdline.Parse(entry)
 	leftOut := func(params []cmdline.Param, why string) {
@@ -36,9 +46,13 @@ func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string,
 			dropped = append(dropped, fmt.Sprintf("%s: %s", w, why))
 		}
 	}
-	for _, r := range contradictions {
-		leftOut(l.Remove(func(w cmdline.Param) bool { return w.Is(r.name) }), r.why)
+	contradicts := func() {
+		for _, r := range contradictions {
+			leftOut(l.Remove(func(w cmdline.Param) bool { return w.Is(r.name) }), r.why)
+		}
+		leftOut(l.Remove(p.changesMap), "the plan says what is RAM, and where the kernel is")
 	}
+	contradicts()
 	// The kernel looks for crashkernel= in all of the line, init's part
 	// included, and takes the last (get_last_crashkernel in
 	// kernel/crash_reserve.c, v6.12).
@@ -49,6 +63,25 @@ func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string,
 		}
 		return drop
 	})
+	if kind == Capture {
+		pools := hugetlb.Pools(l)
+		leftOut(l.Remove(hugetlb.IsParameter), "huge pages would fill boot memory; released memory has room for them")
+		var gone []cmdline.Param
+		for _, r := range harmful {
+			removed := l.Remove(func(w cmdline.Param) bool { return r.is(w) && (r.when == nil || r.when(w)) })
+			leftOut(removed, r.why)
+			gone = append(gone, removed...)
+		}
+		removed := l.Remove(p.reservesInVain)
+		leftOut(removed, "it reserves memory that this kernel doesn't have")
+		gone = append(gone, removed...)
+		removed = l.Remove(func(w cmdline.Param) bool { return slices.ContainsFunc(p.Owner.Remove, w.Is) })
+		leftOut(removed, "warmcore.remove= says so")
+		gone = append(gone, removed...)
+		l.Add(p.Owner.Append)
+		contradicts()
+		tellAgent(&l, pools, gone)
+	}
 	l.Add(p.Arch.crashkernel)
 	l.Add("memhp_default_state=offline")
 	l.Add("modprobe.blacklist=" + p.Arch.blacklist)
@@ -60,12 +93,122 @@ func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string,
 	return l.String(), dropped
 }
 
+// Parameters by which the agent in a capture boot learns what the boot entry
+// has and this boot doesn't.
+const (
+	// ParamHugePages has the huge pages, as pkg/hugetlb writes them.
+	ParamHugePages = "warmcore.hugepages"
+	// ParamDropped has the names, with commas between them, of what can't be
+	// given back to a running kernel.
+	ParamDropped = "warmcore.dropped"
+)
+
+// tellAgent adds these parameters. Neither has white space or quotes in it:
+// programs that split the line at spaces must not find what was left out.
+func tellAgent(l *cmdline.Line, pools []hugetlb.Pool, gone []cmdline.Param) {
+	if len(pools) > 0 {
+		l.Add(ParamHugePages + "=" + hugetlb.Format(pools))
+	}
+	var names []string
+	for _, w := range gone {
+		plain := strings.Trim(w.Name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/") == ""
+		if plain && !slices.Contains(names, w.Name) && !l.Has(w.Name) {
+			names = append(names, w.Name)
+		}
+	}
+	if len(names) > 0 {
+		l.Add(ParamDropped + "=" + strings.Join(names, ","))
+	}
+}
+
 // contradictions are parameters that contradict the plan in any boot.
 var contradictions = []struct{ name, why string }{
 	{"crashkernel", "the payload sets it, for the stub"},
 	{"elfcorehdr", "the payload says whether there is a dump"},
 	{"memhp_default_state", "hidden memory stays offline until it is lent or released"},
 	{"warmcore.handoff", "the payload sets it"},
+	{ParamHugePages, "the payload sets it"},
+	{ParamDropped, "the payload sets it"},
+}
+
+// harmful are parameters that harm a capture boot. They are what kdump-utils
+// and kdump-tools take out for a crash kernel (KDUMP_COMMANDLINE_REMOVE,
+// kdump-config), as far as they do harm in boot memory, and others of the kind.
+// What only costs a little of it stays, such as slub_debug=: what is left out
+// here is missing until the next plain boot.
+var harmful = []harm{
+	{[]string{"hugetlb_cma", "cma", "cma_pernuma", "numa_cma"}, nil, "it would take boot memory"},
+	{[]string{"movablecore", "kernelcore", "movable_node"}, nil, "the kernel needs boot memory for itself"},
+	{[]string{"log_buf_len"}, nil, "it would take boot memory"},
+	{[]string{"swiotlb"}, countsSlabs, "it would take boot memory"},
+	{[]string{"isolcpus"}, nil, "all CPUs save the dump"},
+	{[]string{"kexec_load_disabled", "sysctl.kernel.kexec_load_disabled"}, nil, "the stub must be loaded again after the release"},
+	{[]string{"ignition.firstboot"}, nil, "this is no first boot"},
+}
+
+type harm struct {
+	names []string
+	when  func(w cmdline.Param) bool // nil: always
+	why   string
+}
+
+func (h harm) is(w cmdline.Param) bool {
+	return slices.ContainsFunc(h.names, func(name string) bool {
+		sysctl, ok := strings.CutPrefix(name, "sysctl.")
+		return w.Is(name) || ok && isSysctl(w, sysctl)
+	})
+}
+
+// countsSlabs says whether swiotlb= asks for memory; "force" and "noforce"
+// don't (setup_io_tlb_npages in kernel/dma/swiotlb.c, v6.12).
+func countsSlabs(w cmdline.Param) bool {
+	return w.Value != "" && w.Value[0] >= '0' && w.Value[0] <= '9'
+}
+
+// changesMap says whether w gives the kernel another memory map than the plan,
+// or cuts it where the payload puts the kernel. memmap= may also reserve a
+// part of it, for a device, for ramoops, for bad RAM: that is taken out only if
+// hardly any boot memory would be left (parse_memmap_one in
+// arch/x86/kernel/e820.c, early_mem in arch/arm64/mm/init.c, v6.12).
+func (p *Plan) changesMap(w cmdline.Param) bool {
+	if !w.Is("memmap") {
+		return w.Is("mem")
+	}
+	reserved, ok := memmapReserves(w.Value)
+	return !ok || p.bootMemory(reserved) > p.Boot.Size()/reserveFraction
+}
+
+// reservesInVain says whether w reserves nothing of boot memory. A capture
+// boot has no other memory.
+func (p *Plan) reservesInVain(w cmdline.Param) bool {
+	reserved, ok := memmapReserves(w.Value)
+	return w.Is("memmap") && (!ok || p.bootMemory(reserved) == 0)
+}
+
+// reserveFraction is the part of boot memory that memmap= may reserve: a
+// kernel and its user space do with that much less.
+const reserveFraction = 8
+
+func (p *Plan) bootMemory(s phys.Set) uint64 { return s.Intersect(p.Boot).Size() }
+
+// memmapReserves returns what the value of memmap= reserves; ok is false if it
+// does anything else.
+func memmapReserves(value string) (reserved phys.Set, ok bool) {
+	var ranges []phys.Range
+	for part := range strings.SplitSeq(value, ",") {
+		i := strings.IndexAny(part, "$#!")
+		if i < 0 {
+			return nil, false
+		}
+		size, err1 := phys.ParseSize(part[:i])
+		start, err2 := phys.ParseSize(part[i+1:])
+		r, ok := phys.Sized(start, size)
+		if err1 != nil || err2 != nil || !ok {
+			return nil, false
+		}
+		ranges = append(ranges, r)
+	}
+	return phys.NewSet(ranges...), true
 }
 
 // Resets returns a boot entry's command line with panic= in it, if it has none:

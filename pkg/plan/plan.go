@@ -58,6 +58,7 @@ type Policy struct {
 	// BootMemory is how large L is to be, in bytes; 0 chooses the larger of
 	// 512 MiB and a sixteenth of RAM, but at most three eighths of RAM.
 	BootMemory uint64
+	Owner      Owner
 }
 
 // Input is everything that a plan depends on.
@@ -83,6 +84,7 @@ type Plan struct {
 	Lost        phys.Set
 	Margin      phys.Set
 	Copies      []phys.Copy // L to D
+	Owner       Owner
 }
 
 // Refusal is why there can't be a plan: a rule, the range that breaks it, which
@@ -129,6 +131,7 @@ func Make(in Input) (*Plan, error) {
 		BlockSize: in.Policy.BlockSize,
 		Window:    phys.NewSet(in.Policy.Window...),
 		Handoff:   in.Policy.Handoff,
+		Owner:     in.Policy.Owner,
 	}
 	if p.BlockSize == 0 {
 		p.BlockSize = in.Arch.blockSize(ram[len(ram)-1].End)

@@ -239,6 +239,7 @@ func TestCmdline(t *testing.T) {
 	const rest = "crashkernel=1M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,device_dax warmcore.handoff=0x20000000,0x200000"
 	const ours = rest + " panic=10"
 	const elfcorehdr = " elfcorehdr=2K@0x200c0000"
+	const production = "ro default_hugepagesz=1G hugepagesz=1G hugepages=200 hugepagesz=2M hugepages=0:100 hugetlb_cma=32G cma=8G quiet movable-node log_buf_len=64M swiotlb=force isolcpus=2-5 sysctl/kernel.kexec_load_disabled=1"
 	header := phys.Range{Start: 0x200c0000, End: 0x200c0000 + 1300}
 	tests := []struct {
 		name, entry string
@@ -261,6 +262,19 @@ func TestCmdline(t *testing.T) {
 		{"panic is no number", "panic panic=never", Plain, "panic panic=never " + ours, nil},
 		{"panic is 0 in a capture boot", "panic=30 panic=0x0 sysctl.kernel.panic=0 sysctl/kernel.panic=5", Capture, "panic=30 sysctl/kernel.panic=5 " + rest + elfcorehdr,
 			[]string{"panic=0x0: the machine must come back after a panic", "sysctl.kernel.panic=0: the machine"}},
+		{"production", production, Plain, production + " " + ours, nil},
+		{"production in a capture boot", production, Capture,
+			"ro default_hugepagesz=1G quiet swiotlb=force warmcore.hugepages=200*1G,100*2M@0 warmcore.dropped=hugetlb_cma,cma,movable-node,log_buf_len,isolcpus,sysctl/kernel.kexec_load_disabled " + ours + elfcorehdr,
+			[]string{"hugepagesz=1G: huge pages", "hugepages=200:", "hugepagesz=2M:", "hugepages=0:100:", "hugetlb_cma=32G: it would take boot memory", "cma=8G:",
+				"movable-node: the kernel needs", "log_buf_len=64M:", "isolcpus=2-5: all CPUs", "sysctl/kernel.kexec_load_disabled=1: the stub"}},
+		{"swiotlb", "swiotlb=65536,force", Capture, "warmcore.dropped=swiotlb " + ours + elfcorehdr, []string{"swiotlb=65536,force:"}},
+		{"the payload's own", "warmcore.hugepages=5*2M warmcore.dropped=x", Plain, ours, []string{"warmcore.hugepages=5*2M: the payload", "warmcore.dropped=x:"}},
+		{"another map", "mem=1G memmap=exactmap memmap=1G@0 memmap=512M memmap=1M$1G,1G@1G", Plain, ours,
+			[]string{"mem=1G: the plan says", "memmap=exactmap:", "memmap=1G@0:", "memmap=512M:", "memmap=1M$1G,1G@1G:"}},
+		{"a part of the map reserved", "memmap=1M$1024M memmap=1M!0x7fe00000", Plain, "memmap=1M$1024M memmap=1M!0x7fe00000 " + ours, nil},
+		{"a part of boot memory reserved", "memmap=1M$1024M memmap=1M!0x7fd00000,1M$1024M", Capture, "memmap=1M!0x7fd00000,1M$1024M " + ours + elfcorehdr,
+			[]string{"memmap=1M$1024M: it reserves memory"}},
+		{"all of boot memory reserved", "memmap=2G!0", Plain, ours, []string{"memmap=2G!0: the plan"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -382,5 +396,26 @@ func TestResets(t *testing.T) {
 		if got := Resets(tt.entry); got != tt.want {
 			t.Errorf("%q becomes %q, want %q", tt.entry, got, tt.want)
 		}
+	}
+}
+
+func TestCmdlineOwner(t *testing.T) {
+	policy := usual
+	policy.Owner = Owner{
+		Remove: []string{"slub_debug", "nosuch", "warmcore.handoff"},
+		Append: `hugepages=16 isolcpus=1 crashkernel=1G systemd.run="a b" -- x`,
+	}
+	p, err := Make(Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: policy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const entry, ours = "ro slub-debug=P isolcpus=2 -- single", "crashkernel=1M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,device_dax warmcore.handoff=0x20000000,0x200000 panic=10"
+	got, dropped := p.Cmdline(entry, Capture, phys.Range{Start: 0x200c0000, End: 0x200c0400})
+	want := `ro hugepages=16 isolcpus=1 systemd.run="a b" warmcore.dropped=slub-debug ` + ours + " elfcorehdr=1K@0x200c0000 -- single"
+	if got != want || len(dropped) != 3 || dropped[1] != "slub-debug=P: warmcore.remove= says so" || dropped[2] != "crashkernel=1G: the payload sets it, for the stub" {
+		t.Errorf("got  %q\nwant %q\ndropped %q", got, want, dropped)
+	}
+	if got, _ := p.Cmdline(entry, Plain, phys.Range{}); got != "ro slub-debug=P isolcpus=2 "+ours+" -- single" {
+		t.Errorf("plain boot: %q", got)
 	}
 }

@@ -27,6 +27,7 @@ var layers = map[string]layer{
 	"pkg/memmap":           formats,
 	"pkg/devicetree":       formats,
 	"pkg/elfcore":          formats,
+	"pkg/hugetlb":          formats,
 	"pkg/vmcoreinfo":       formats,
 	"pkg/printk":           formats,
 	"pkg/vmcore":           formats,

@@ -303,8 +303,15 @@ func (c *call) moved(m agent.Moved, err error, done string) error {
 		return err
 	}
 	// With blocks left over, what was done and which they are, and the error.
-	printErr := c.print(m, fmt.Sprintf("%s: %s in %d memory blocks, MemTotal %d kB -> %d kB",
-		done, phys.FormatSize(m.Bytes), m.Blocks, m.MemTotalKiB[0], m.MemTotalKiB[1]))
+	text := fmt.Sprintf("%s: %s in %d memory blocks, MemTotal %d kB -> %d kB",
+		done, phys.FormatSize(m.Bytes), m.Blocks, m.MemTotalKiB[0], m.MemTotalKiB[1])
+	for _, h := range m.HugePages {
+		text += "\n" + h.String()
+	}
+	if len(m.Missing) > 0 {
+		text += "\nmissing until the next plain boot: " + strings.Join(m.Missing, ", ")
+	}
+	printErr := c.print(m, text)
 	if err != nil {
 		err = reportedError{err}
 	}

@@ -17,6 +17,11 @@ type Moved struct {
 	Blocks      int        `json:"blocks"`       // of memory
 	MemTotalKiB [2]uint64  `json:"memtotal_kib"` // before and after
 	Left        []LeftOver `json:"left,omitempty"`
+
+	// After Release of a capture boot: the huge pages that the boot entry asks
+	// for, and the names of its parameters that this kernel goes without.
+	HugePages []HugePages `json:"huge_pages,omitempty"`
+	Missing   []string    `json:"missing_parameters,omitempty"`
 }
 
 // LeftOver is a memory block that could not be switched.
@@ -155,6 +160,7 @@ func (s *System) Release(discard bool) (Moved, error) {
 		return Moved{}, err
 	}
 	m := x.online("release", p)
+	x.production(&m)
 	m.MemTotalKiB = [2]uint64{before, x.memTotal()}
 	if added != nil {
 		return m, fmt.Errorf("release: %w", added)

@@ -231,3 +231,71 @@ func TestLendRefusals(t *testing.T) {
 	_, err := m.Lend()
 	wantNothing(t, err)
 }
+
+// TestReleaseGivesProductionBack: what the payload left out of the command
+// line comes when there is memory for it.
+func TestReleaseGivesProductionBack(t *testing.T) {
+	const (
+		of1G    = "sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages"
+		of2M    = "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+		of2Mon1 = "sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
+	)
+	m := captureBoot(t)
+	m.file("proc/cmdline", plainCmdline+" elfcorehdr=1K@0x200c0000 warmcore.hugepages=100*default,4*2M@1,3*1G,5*64K warmcore.dropped=cma,isolcpus\n")
+	m.file("proc/meminfo", "MemTotal: 1000 kB\nHugepagesize: 2048 kB\n")
+	for _, f := range []string{of1G, of2M, of2Mon1} {
+		m.file(f, "0\n")
+	}
+	var order []string
+	write := m.Write
+	m.Write = func(path, data string) error {
+		if !strings.HasSuffix(path, "nr_hugepages") {
+			return write(path, data)
+		}
+		if zones := m.zones(); zones != allInUse {
+			t.Errorf("huge pages before all memory is released: %v", zones)
+		}
+		if !contains(order, path) {
+			order = append(order, path)
+		}
+		if path == of1G {
+			data = "1" // no more in one piece
+		}
+		m.file(path, data+"\n")
+		return nil
+	}
+	got, err := m.Release(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := 1
+	want := []HugePages{
+		{PageBytes: 1 << 30, Wanted: 3, Have: 1, Why: "the kernel finds no more free memory in one piece"},
+		{PageBytes: 2 << 20, Wanted: 100, Have: 100},
+		{PageBytes: 2 << 20, Node: &one, Wanted: 4, Have: 4},
+		{PageBytes: 64 << 10, Wanted: 5},
+	}
+	if n := len(got.HugePages); n == 4 && strings.Contains(got.HugePages[3].Why, "no such file") {
+		got.HugePages[3].Why = ""
+	}
+	if diff := cmp.Diff(want, got.HugePages); diff != "" {
+		t.Errorf("huge pages (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{of1G, of2M, of2Mon1}, order); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"cma", "isolcpus"}, got.Missing); diff != "" {
+		t.Errorf("missing (-want +got):\n%s", diff)
+	}
+	if s := got.HugePages[2].String(); s != "4 of 4 huge pages of 2 MiB on node 1" {
+		t.Errorf("%q", s)
+	}
+}
+
+func TestReleaseGarbledHugePages(t *testing.T) {
+	m := captureBoot(t)
+	m.file("proc/cmdline", plainCmdline+" elfcorehdr=1K@0x200c0000 warmcore.hugepages=lots\n")
+	if got, err := m.Release(true); err != nil || got.HugePages != nil {
+		t.Errorf("Release = %+v, %v; want the memory released, and no huge pages", got, err)
+	}
+}

@@ -12,13 +12,10 @@ import (
 	"math/bits"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
-
-// Parameter is the kernel parameter with which the payload tells the normal
-// kernel's user space where the handoff area is: warmcore.handoff=ADDR,SIZE.
-const Parameter = "warmcore.handoff"
 
 // Bounds of an area's size, in bytes. They catch garbage on a command line;
 // pkg/registration knows what it needs.
@@ -29,34 +26,34 @@ const (
 
 // ErrNone says that nothing names a handoff area, a device tree neither: the
 // payload didn't start this kernel.
-var ErrNone = errors.New("no " + Parameter + "= on the kernel command line")
+var ErrNone = errors.New("no " + binding.ParamHandoff + "= on the kernel command line")
 
 // Parse finds the handoff area in a kernel command line. Of several
 // parameters the last counts, as for the kernel's own.
 func Parse(line string) (phys.Range, error) {
-	param, found := cmdline.Parse(line).Last(Parameter)
+	param, found := cmdline.Parse(line).Last(binding.ParamHandoff)
 	if !found {
 		return phys.Range{}, ErrNone
 	}
 	value := param.Value
 	addr, size, ok := strings.Cut(value, ",")
 	if !ok {
-		return phys.Range{}, fmt.Errorf("%s=%q: want ADDR,SIZE", Parameter, value)
+		return phys.Range{}, fmt.Errorf("%s=%q: want ADDR,SIZE", binding.ParamHandoff, value)
 	}
 	start, err := phys.ParseSize(addr)
 	if err != nil {
-		return phys.Range{}, fmt.Errorf("%s=%q: address: %w", Parameter, value, err)
+		return phys.Range{}, fmt.Errorf("%s=%q: address: %w", binding.ParamHandoff, value, err)
 	}
 	n, err := phys.ParseSize(size)
 	if err != nil {
-		return phys.Range{}, fmt.Errorf("%s=%q: size: %w", Parameter, value, err)
+		return phys.Range{}, fmt.Errorf("%s=%q: size: %w", binding.ParamHandoff, value, err)
 	}
 	r, ok := phys.Sized(start, n)
 	if !ok {
-		return phys.Range{}, fmt.Errorf("%s=%q: beyond 64 bits", Parameter, value)
+		return phys.Range{}, fmt.Errorf("%s=%q: beyond 64 bits", binding.ParamHandoff, value)
 	}
 	if err := check(r); err != nil {
-		return phys.Range{}, fmt.Errorf("%s=%q: %w", Parameter, value, err)
+		return phys.Range{}, fmt.Errorf("%s=%q: %w", binding.ParamHandoff, value, err)
 	}
 	return r, nil
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/hugetlb"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -38,7 +39,7 @@ type Owner struct {
 //   - panic= is as [Resets] says.
 //   - A capture boot has boot memory only, and becomes production once that is
 //     released. So it goes without what production reserves for itself, and
-//     [ParamHugePages] and [ParamDropped] tell the agent what that was.
+//     [binding.ParamHugePages] and [binding.ParamDropped] tell the agent what that was.
 func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string, dropped []string) {
 	l := cmdline.Parse(entry)
 	leftOut := func(params []cmdline.Param, why string) {
@@ -85,7 +86,7 @@ func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string,
 	l.Add(p.Arch.crashkernel)
 	l.Add("memhp_default_state=offline")
 	l.Add("modprobe.blacklist=" + p.Arch.blacklist)
-	l.Add(fmt.Sprintf("warmcore.handoff=%#x,%#x", p.Handoff.Start, p.Handoff.Size()))
+	l.Add(fmt.Sprintf("%s=%#x,%#x", binding.ParamHandoff, p.Handoff.Start, p.Handoff.Size()))
 	leftOut(resets(&l, kind), "the machine must come back after a panic")
 	if kind == Capture && p.Arch.elfcorehdr {
 		l.Add(fmt.Sprintf("elfcorehdr=%dK@%#x", (header.Size()+phys.KiB-1)/phys.KiB, header.Start))
@@ -93,21 +94,11 @@ func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string,
 	return l.String(), dropped
 }
 
-// Parameters by which the agent in a capture boot learns what the boot entry
-// has and this boot doesn't.
-const (
-	// ParamHugePages has the huge pages, as pkg/hugetlb writes them.
-	ParamHugePages = "warmcore.hugepages"
-	// ParamDropped has the names, with commas between them, of what can't be
-	// given back to a running kernel.
-	ParamDropped = "warmcore.dropped"
-)
-
-// tellAgent adds these parameters. Neither has white space or quotes in it:
+// tellAgent adds the agent's parameters. None has white space or quotes in it:
 // programs that split the line at spaces must not find what was left out.
 func tellAgent(l *cmdline.Line, pools []hugetlb.Pool, gone []cmdline.Param) {
 	if len(pools) > 0 {
-		l.Add(ParamHugePages + "=" + hugetlb.Format(pools))
+		l.Add(binding.ParamHugePages + "=" + hugetlb.Format(pools))
 	}
 	var names []string
 	for _, w := range gone {
@@ -117,7 +108,7 @@ func tellAgent(l *cmdline.Line, pools []hugetlb.Pool, gone []cmdline.Param) {
 		}
 	}
 	if len(names) > 0 {
-		l.Add(ParamDropped + "=" + strings.Join(names, ","))
+		l.Add(binding.ParamDropped + "=" + strings.Join(names, ","))
 	}
 }
 
@@ -126,9 +117,9 @@ var contradictions = []struct{ name, why string }{
 	{"crashkernel", "the payload sets it, for the stub"},
 	{"elfcorehdr", "the payload says whether there is a dump"},
 	{"memhp_default_state", "hidden memory stays offline until it is lent or released"},
-	{"warmcore.handoff", "the payload sets it"},
-	{ParamHugePages, "the payload sets it"},
-	{ParamDropped, "the payload sets it"},
+	{binding.ParamHandoff, "the payload sets it"},
+	{binding.ParamHugePages, "the payload sets it"},
+	{binding.ParamDropped, "the payload sets it"},
 }
 
 // harmful are parameters that harm a capture boot. They are what kdump-utils

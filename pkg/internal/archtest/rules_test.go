@@ -28,6 +28,7 @@ var layers = map[string]layer{
 	"pkg/devicetree":       formats,
 	"pkg/elfcore":          formats,
 	"pkg/hugetlb":          formats,
+	"pkg/binding":          formats,
 	"pkg/vmcoreinfo":       formats,
 	"pkg/printk":           formats,
 	"pkg/vmcore":           formats,

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-var units = []string{"warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service"}
+var units = []string{"warmcore-sysctl.service", "warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service"}
 
 // kdumpTools is ordered as that of Debian 12's kdump-tools 1.8.1.
 const kdumpTools = `[Unit]
@@ -64,13 +64,15 @@ func install(t *testing.T, root string, change func(string) string) {
 	system := filepath.Join(root, "usr/lib/systemd/system")
 	presets := filepath.Join(root, "usr/lib/systemd/system-preset")
 	dropIn := filepath.Join(root, "etc/systemd/system/kdump-tools.service.d")
-	for _, dir := range []string{filepath.Dir(system), presets, dropIn, filepath.Join(root, "usr/sbin")} {
+	for _, dir := range []string{filepath.Dir(system), presets, dropIn, filepath.Join(root, "usr/sbin"), filepath.Join(root, "bin")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	run(t, "cp", "-a", "/usr/lib/systemd/system", system)
-	write(t, filepath.Join(root, "usr/sbin/warmcore"), "#!/bin/sh\n", 0o755)
+	for _, program := range []string{"usr/sbin/warmcore", "bin/sh"} {
+		write(t, filepath.Join(root, program), "#!/bin/sh\n", 0o755)
+	}
 	write(t, filepath.Join(system, "kdump-tools.service"), kdumpTools, 0o644)
 	for _, name := range units {
 		write(t, filepath.Join(system, name), change(read(t, name)), 0o644)
@@ -79,7 +81,7 @@ func install(t *testing.T, root string, change func(string) string) {
 	write(t, filepath.Join(dropIn, "10-warmcore.conf"), read(t, "kdump-tools.service.d/10-warmcore.conf"), 0o644)
 	run(t, "systemctl", append([]string{"--root", root, "preset"}, units...)...)
 	run(t, "systemctl", "--root", root, "enable", "kdump-tools.service")
-	for _, link := range []string{"basic.target.wants/warmcore-save.service", "basic.target.wants/warmcore-arm.service", "multi-user.target.wants/warmcore-lend.service"} {
+	for _, link := range []string{"sysinit.target.wants/warmcore-sysctl.service", "basic.target.wants/warmcore-save.service", "basic.target.wants/warmcore-arm.service", "multi-user.target.wants/warmcore-lend.service"} {
 		if _, err := os.Lstat(filepath.Join(root, "etc/systemd/system", link)); err != nil {
 			t.Errorf("preset left out %v", err)
 		}
@@ -106,5 +108,37 @@ func write(t *testing.T, name, text string, mode os.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(name, []byte(text), mode); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestSysctl runs what the units give to the shell, with another root.
+func TestSysctl(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "proc/sys/vm"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(root, "proc/sys/vm/nr_hugepages"), "7\n", 0o644)
+	sysctl := filepath.Join(root, "systemd-sysctl")
+	write(t, sysctl, "#!/bin/sh\necho \"$@\" >"+root+"/set\n", 0o755)
+	shell := func(unit string) {
+		t.Helper()
+		_, command, ok := strings.Cut(read(t, unit), "/bin/sh -c '")
+		command, _, closed := strings.Cut(command, "'\n")
+		if !ok || !closed {
+			t.Fatalf("%s has no shell command", unit)
+		}
+		run(t, "sh", "-c", strings.NewReplacer("$$", "$", " /run/", " "+root+"/run/", ">/run/", ">"+root+"/run/", "</proc/", "<"+root+"/proc/", "/usr/lib/systemd/systemd-sysctl", sysctl).Replace(command))
+	}
+	setting := filepath.Join(root, "run/sysctl.d/zzzz-warmcore.conf")
+	shell("warmcore-sysctl.service")
+	if got := read(t, setting); got != "vm.nr_hugepages=7\n-vm.nr_hugepages_mempolicy=7\n" {
+		t.Errorf("%q", got)
+	}
+	shell("warmcore-save.service")
+	if _, err := os.Stat(setting); !os.IsNotExist(err) {
+		t.Errorf("the setting stays: %v", err)
+	}
+	if got := read(t, filepath.Join(root, "set")); got != "--prefix=/vm/nr_hugepages --prefix=/vm/nr_hugepages_mempolicy\n" {
+		t.Errorf("systemd-sysctl was called with %q", got)
 	}
 }

@@ -19,11 +19,12 @@ import (
 // unitFiles are the files of boot/systemd and the folders of the guest that
 // its README.md says they go to.
 var unitFiles = map[string][]string{
-	"warmcore-save.service": {"/usr/lib/systemd/system"},
-	"warmcore-arm.service":  {"/usr/lib/systemd/system"},
-	"warmcore-lend.service": {"/usr/lib/systemd/system"},
-	"90-warmcore.preset":    {"/usr/lib/systemd/system-preset"},
-	"50-kdump-tools.rules":  {"/etc/udev/rules.d"},
+	"warmcore-sysctl.service": {"/usr/lib/systemd/system"},
+	"warmcore-save.service":   {"/usr/lib/systemd/system"},
+	"warmcore-arm.service":    {"/usr/lib/systemd/system"},
+	"warmcore-lend.service":   {"/usr/lib/systemd/system"},
+	"90-warmcore.preset":      {"/usr/lib/systemd/system-preset"},
+	"50-kdump-tools.rules":    {"/etc/udev/rules.d"},
 	"kdump-tools.service.d/10-warmcore.conf": {
 		"/etc/systemd/system/kdump-tools.service.d",
 		"/etc/systemd/system/kdump-tools-dump.service.d",
@@ -85,7 +86,7 @@ func (l *Lab) debianDisk() error {
 		for _, verb := range []string{"preset", "enable"} {
 			units := []string{"guest.service"}
 			if verb == "preset" {
-				units = []string{"warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service"}
+				units = []string{"warmcore-sysctl.service", "warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service"}
 			}
 			if out, err := output(l.ctx, "", "systemctl", append([]string{"--root", root, verb}, units...)...); err != nil {
 				return fmt.Errorf("systemctl %s: %w\n%s", verb, err, out)
@@ -106,7 +107,7 @@ func (l *Lab) debian() error {
 		return err
 	}
 	// grub-mkconfig has put kdump-tools' crashkernel= there: the payload has its own.
-	if err := l.wantLog("parameters left out, parameters: [crashkernel=384M-:128M]"); err != nil {
+	if err := l.wantLog("parameter left out, parameter: crashkernel=384M-:128M: "); err != nil {
 		return err
 	}
 	plain, err := l.bootDone(map[string]string{

@@ -9,14 +9,17 @@ type area struct {
 	cached bool
 }
 
-// split cuts n bytes at addr into those before the first word of 8 bytes, whole
-// words, and what is left. Device memory is only accessed like this: an access
-// that isn't aligned faults there, and what copy and clear make of a slice is
-// theirs to choose.
-func split(addr, n uint64) (head, words uint64) {
-	head = min(-addr%8, n)
-	return head, (n - head) &^ 7
+// split cuts n bytes at addr into those before the first multiple of unit, a
+// power of 2, whole units, and what is left.
+func split(addr, n, unit uint64) (head, units uint64) {
+	head = min(-addr%unit, n)
+	return head, (n - head) &^ (unit - 1)
 }
+
+// wordSize is how device memory is accessed, in bytes: an access that isn't
+// aligned faults there, and what copy and clear make of a slice is theirs to
+// choose.
+const wordSize = 8
 
 // load copies the area to p, of its size.
 func (a area) load(p []byte) {
@@ -60,7 +63,7 @@ var zeroes [64 * phys.KiB]byte
 
 // move copies between device memory at addr, which is dst or src, and memory.
 func move(dst, src []byte, addr uint64) {
-	head, words := split(addr, uint64(len(src)))
+	head, words := split(addr, uint64(len(src)), wordSize)
 	copyBytes(dst[:head], src[:head])
 	copyWords(dst[head:head+words], src[head:head+words])
 	copyBytes(dst[head+words:], src[head+words:])
@@ -70,11 +73,12 @@ func move(dst, src []byte, addr uint64) {
 // between at a time.
 const bounce = 64 << 10 // bytes
 
-// copyArea copies src to dst, of its size.
+// copyArea copies src to dst, of its size, and to memory: no reset drops it.
 func copyArea(dst, src area) {
 	switch {
 	case src.cached && dst.cached:
-		copy(dst.bytes, src.bytes)
+		copyThrough(dst.bytes, src.bytes, dst.at)
+		return
 	case src.cached:
 		dst.store(src.bytes)
 	case dst.cached:
@@ -87,6 +91,7 @@ func copyArea(dst, src area) {
 			dst.part(off, len(b)).store(b)
 		}
 	}
+	dst.flush()
 }
 
 func (a area) part(off, n int) area {

@@ -13,22 +13,75 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
 func TestSplit(t *testing.T) {
-	for addr := range uint64(24) {
-		for n := range uint64(64) {
-			head, words := split(addr, n)
-			switch {
-			case head > 7 || words%8 != 0 || head+words > n || n-head-words > 7:
-				t.Errorf("split(%d, %d) = %d bytes, %d in words; want at most 7 before and behind, and whole words", addr, n, head, words)
-			case words > 0 && (addr+head)%8 != 0:
-				t.Errorf("split(%d, %d): words begin at %d, not at a multiple of 8", addr, n, addr+head)
+	for _, unit := range []uint64{8, 64} {
+		for addr := range 3 * unit {
+			for n := range 8 * unit {
+				head, units := split(addr, n, unit)
+				switch {
+				case head >= unit || units%unit != 0 || head+units > n || n-head-units >= unit:
+					t.Errorf("split(%d, %d, %d) = %d bytes, %d in units; want less than a unit before and after, and whole units", addr, n, unit, head, units)
+				case units > 0 && (addr+head)%unit != 0:
+					t.Errorf("split(%d, %d, %d): units begin at %d, not at a multiple", addr, n, unit, addr+head)
+				}
 			}
 		}
 	}
+}
+
+// pages returns n bytes at the beginning of a page.
+func pages(tb testing.TB, n int) []byte {
+	tb.Helper()
+	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_POPULATE)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = unix.Munmap(b) })
+	return b
+}
+
+// TestCopyThrough copies each number of bytes to each alignment in a cache line,
+// from each in a word, and looks at the bytes around them, too.
+func TestCopyThrough(t *testing.T) { forEachCopy(t, testCopyThrough) }
+
+func testCopyThrough(t *testing.T) {
+	const most = 5*64 + 9
+	memory, want := pages(t, 4096), make([]byte, 4096)
+	noise := make([]byte, most+16)
+	for i := range noise {
+		noise[i] = byte(7*i + i>>8 + 1)
+	}
+	for to := range 64 {
+		for from := range 16 {
+			for n := 0; n <= most; n += 1 + from%3 {
+				clear(memory)
+				clear(want)
+				copy(want[1024+to:], noise[from:][:n])
+				copyThrough(memory[1024+to:][:n], noise[from:][:n], uint64(1024+to))
+				if !bytes.Equal(memory, want) {
+					t.Fatalf("%d bytes from %d to %d: memory differs", n, from, to)
+				}
+			}
+		}
+	}
+}
+
+// TestFlushKinds runs both instructions that a CPU may have.
+func TestFlushKinds(t *testing.T) {
+	forEachFlush(t, func(t *testing.T) {
+		memory := bytes.Repeat([]byte{0x5a}, 4096)
+		for n := range 300 {
+			flush(memory[n : 2*n])
+		}
+		if !bytes.Equal(memory, bytes.Repeat([]byte{0x5a}, 4096)) {
+			t.Error("flush changed memory")
+		}
+	})
 }
 
 // TestDevice moves bytes to and from what counts as device memory, at each
@@ -303,13 +356,13 @@ func TestARM64(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command("go", "test", "-exec", "qemu-aarch64-static", "-v", "-run", "^Test(Split|Device|Flush|Kinds|OpenCached)", ".")
+	cmd := exec.Command("go", "test", "-exec", "qemu-aarch64-static", "-v", "-run", "^Test(Split|CopyThrough|Device|Flush|Kinds|OpenCached)", ".")
 	cmd.Env = append(os.Environ(), "GOARCH=arm64", "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v\n%s", cmd, err, out)
 	}
-	for _, name := range []string{"TestSplit", "TestDevice", "TestFlushKeeps", "TestKinds", "TestKindsReadWriteZero", "TestKindsCopy"} {
+	for _, name := range []string{"TestSplit", "TestCopyThrough", "TestDevice", "TestFlushKeeps", "TestKinds", "TestKindsReadWriteZero", "TestKindsCopy"} {
 		if !strings.Contains(string(out), "--- PASS: "+name+" ") {
 			t.Errorf("%s didn't run on arm64:\n%s", name, out)
 		}

@@ -1,16 +1,45 @@
 package physmem
 
+import "golang.org/x/sys/cpu"
+
 // allCached says that /dev/mem maps RAM through the caches, whoever owns it:
 // the range has the type of its MTRR and no other mapping (pat_x_mtrr_type in
 // arch/x86/mm/pat/memtype.c, v6.12).
 const allCached = true
 
-// flushCopies is off: what Copy leaves in the caches no reset drops that comes
-// by way of the stub, and the next kernel runs with its caches on.
-const flushCopies = false
+// lineSize is a cache line, and what stream copies at a time, in bytes.
+const lineSize = 64
 
-// flush writes b back from every CPU's caches to memory (CLFLUSH and MFENCE,
-// Intel SDM volume 2), because a reset drops what is only there.
+// What the CPU has beyond the instructions of each x86-64 one.
+var (
+	flushOpt = hasFlushOpt()  // CLFLUSHOPT, several of which run at once
+	useAVX   = cpu.X86.HasAVX // and the kernel saves its registers: stores of 32 bytes
+)
+
+func hasFlushOpt() bool
+
+// flush writes b back from every CPU's caches to memory (CLFLUSHOPT, or
+// CLFLUSH on CPUs before 2015, and MFENCE; Intel SDM volume 2), because a
+// reset drops what is only there.
 //
 //go:noescape
 func flush(b []byte)
+
+// stream copies the first bytes of src to dst, which is whole lines, past the
+// caches (MOVNTDQ and SFENCE). With AVX that is faster than copy, without it
+// 0.9 times as fast. A line of dst that is in a cache is dropped there (AMD APM
+// volume 2, "Write-Combining"; Intel SDM volume 1, section 10.4.6.2).
+//
+//go:noescape
+func stream(dst, src []byte)
+
+// copyThrough copies src to dst, of the same size and at address at, and to
+// memory: no reset drops any of it.
+func copyThrough(dst, src []byte, at uint64) {
+	head, lines := split(at, uint64(len(dst)), lineSize)
+	copy(dst[:head], src)
+	flush(dst[:head])
+	stream(dst[head:head+lines], src[head:])
+	copy(dst[head+lines:], src[head+lines:])
+	flush(dst[head+lines:])
+}

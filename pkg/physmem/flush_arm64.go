@@ -4,9 +4,13 @@ package physmem
 // RAM (phys_mem_access_prot in arch/arm64/mm/mmu.c, v6.12).
 const allCached = false
 
-// flushCopies is on: a kernel is entered with its caches off and looks past
-// them, and firmware writes back nothing at a reset.
-const flushCopies = true
+// copyThrough copies src to dst, of the same size, and to memory: a kernel is
+// entered with its caches off and looks past them, and firmware writes back
+// nothing at a reset.
+func copyThrough(dst, src []byte, _ uint64) {
+	copy(dst, src)
+	flush(dst)
+}
 
 // flush writes b back from every CPU's caches to memory and drops it there (DC
 // CIVAC and DSB, Arm DDI 0487; Linux lets user space do it, or does it in its

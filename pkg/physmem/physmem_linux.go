@@ -147,8 +147,7 @@ func (m *Memory) ReadPhys(p []byte, addr uint64) error {
 }
 
 // WritePhys copies p to memory at addr, through the caches: it is still there
-// after a reset, and a kernel sees it that runs with its caches off. On x86
-// Copy is faster and does not promise that.
+// after a reset, and a kernel sees it that runs with its caches off.
 func (m *Memory) WritePhys(p []byte, addr uint64) error {
 	return m.each(p, addr, func(part []byte, mem area) {
 		mem.store(part)
@@ -234,8 +233,9 @@ func recoverFault(err *error, r phys.Range) func() {
 	}
 }
 
-// Copy carries out copies with the given number of workers. It stops at the
-// first error and then says nothing about what has been copied. progress, if
+// Copy carries out copies with the given number of workers; when it returns, no
+// reset drops what was copied. It stops at the first error and then says
+// nothing about what has been copied. progress, if
 // not nil, is called with the bytes done so far, from one worker at a time.
 //
 // Up to maxKept bytes stay mapped until Close: unmapping costs as much as
@@ -335,11 +335,7 @@ func (m *Memory) copy(c phys.Copy) (err error) {
 	}
 	defer m.keep(dst)
 	defer recoverFault(&err, c.SrcRange())()
-	to := m.area(dst, c.Dst)
-	copyArea(to, m.area(src, c.Src))
-	if flushCopies {
-		to.flush()
-	}
+	copyArea(m.area(dst, c.Dst), m.area(src, c.Src))
 	return nil
 }
 

@@ -4,6 +4,7 @@ package physmem
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -149,6 +150,29 @@ func TestFaults(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestCopyFaultsAtEachLine reaches the end of the file at each line of what is
+// copied, from and to: the end of memory that answers.
+func TestCopyFaultsAtEachLine(t *testing.T) {
+	forEachCopy(t, func(t *testing.T) {
+		const size = 0x3000
+		m, noise := device(t, size)
+		for n := uint64(0); n <= 640; n += 64 {
+			for _, c := range []phys.Copy{{Src: size - n, Dst: 0x40, Size: 704}, {Src: 0x40, Dst: size - n, Size: 704}} {
+				err := m.Copy([]phys.Copy{c}, 1, nil)
+				if !errors.Is(err, ErrFault) {
+					t.Errorf("copy %v: %v, want a fault", c, err)
+				}
+			}
+		}
+		if got := content(t, m); len(got) != len(noise) {
+			t.Errorf("the file has %d bytes, had %d", len(got), len(noise))
+		}
+		if err := m.Copy([]phys.Copy{{Src: 0, Dst: 0x1000, Size: 0x1000}}, 1, nil); err != nil {
+			t.Errorf("a copy after the faults: %v", err)
+		}
+	})
 }
 
 func TestCopyStopsAtAFault(t *testing.T) {

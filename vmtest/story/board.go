@@ -26,7 +26,8 @@ type board struct {
 	unplanned string
 	// dax says that a dump can be read from dax devices here.
 	dax bool
-	// stockPercent of memory comes back with Debian's kernel as payload.
+	// stockPercent of the memory that a kernel has without us comes back
+	// with Debian's kernel as payload.
 	stockPercent uint64
 	// flushed is how many CPUs' caches are written back when cpu panics.
 	flushed func(cpus, cpu int) int

@@ -99,6 +99,10 @@ func (l *Lab) debianDisk() error {
 // debian is a crash of Debian 12 whose systemd runs warmcore's units, with
 // kdump-tools installed and enabled beside them, and a clean reboot.
 func (l *Lab) debian() error {
+	alone, err := l.memTotalAlone()
+	if err != nil {
+		return err
+	}
 	l.makeDisk = l.debianDisk
 	if err := l.Start(); err != nil {
 		return err
@@ -115,7 +119,7 @@ func (l *Lab) debian() error {
 	if err != nil {
 		return err
 	}
-	l.Report.Memory = &Memory{InstalledKiB: l.Memory / phys.KiB, PlainKiB: plain}
+	l.Report.Memory = &Memory{InstalledKiB: l.Memory / phys.KiB, AloneKiB: alone, PlainKiB: plain}
 	if err := l.armedEarly(); err != nil {
 		return err
 	}

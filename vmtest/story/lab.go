@@ -152,7 +152,7 @@ func (l *Lab) powerOn() error {
 	}
 	o := machine.Options{
 		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path, Hypervisor: l.Hypervisor,
-		Reproduce: fmt.Sprintf("go run ./vmtest/warmlab run --arch %s --story %s", l.board.Name, l.story.Name),
+		Reproduce: l.reproduce(),
 	}
 	if l.Payload == "stock" {
 		l.Report.PayloadKernel = "Debian " + l.files.kernel.Release
@@ -163,12 +163,12 @@ func (l *Lab) powerOn() error {
 		}
 		l.Report.PayloadKernel = strings.SplitN(strings.TrimSpace(string(version)), "\n", 2)[0]
 	}
-	if err := l.board.payload(l, &o); err != nil {
-		return err
-	}
 	if err := l.board.ProbeKVM(l.ctx); err == nil {
 		o.Accel = machine.KVM
 		l.Report.Accel = string(machine.KVM)
+	}
+	if err := l.board.payload(l, &o); err != nil {
+		return err
 	}
 	var err error
 	if l.Machine, err = machine.Start(l.ctx, o, l.Out); err != nil {
@@ -176,6 +176,11 @@ func (l *Lab) powerOn() error {
 	}
 	l.Step("power on: payload %s", l.Report.PayloadKernel)
 	return nil
+}
+
+// reproduce is the command line that runs the story again.
+func (l *Lab) reproduce() string {
+	return fmt.Sprintf("go run ./vmtest/warmlab run --arch %s --story %s", l.board.Name, l.story.Name)
 }
 
 // smallDisk has Debian's kernel with an initrd of ours, whose process 1 is

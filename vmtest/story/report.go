@@ -75,9 +75,11 @@ type Oracle struct {
 	Missing   uint64 `json:"missing"`
 }
 
-// Memory is RAM in KiB: what the machine has, and MemTotal.
+// Memory is RAM in KiB: what the machine has, and MemTotal. Alone is that of
+// the same kernel without us.
 type Memory struct {
 	InstalledKiB uint64 `json:"installed_kib"`
+	AloneKiB     uint64 `json:"alone_kib"`
 	PlainKiB     uint64 `json:"plain_kib"`
 	CaptureKiB   uint64 `json:"capture_kib"`
 	ReleasedKiB  uint64 `json:"released_kib"`

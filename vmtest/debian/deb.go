@@ -189,24 +189,66 @@ func fileSHA256(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// KernelPackage returns the package that Debian's name for the architecture's
-// kernel stands for today, such as linux-image-6.1.0-56-amd64.
-func (a *Arch) KernelPackage(ctx context.Context, cache string) (string, error) {
-	apt, err := a.apt(ctx, cache, "")
+// KernelPackages returns the packages of the kernel that a release of Debian
+// has today, or this host's if suite is empty. The first is the image's, such
+// as linux-image-6.1.0-56-amd64; since 7.2 that is empty, and depends on others
+// that have the kernel, its modules and what describes them.
+func (a *Arch) KernelPackages(ctx context.Context, cache, suite string) ([]string, error) {
+	apt, err := a.apt(ctx, cache, suite)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	out, err := command.Output(ctx, "apt-cache", slices.Concat(apt, []string{"depends", "--important", a.kernel})...)
+	name := a.kernel
+	if suite != "" {
+		name = "linux-image-" + a.Name
+	}
+	depends := func(name string) (string, error) {
+		return command.Output(ctx, "apt-cache", slices.Concat(apt, []string{"depends", "--important", name})...)
+	}
+	out, err := depends(name)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	for line := range strings.Lines(out) {
-		name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: ")
-		if ok && strings.HasPrefix(name, "linux-image-") {
-			return name, nil
+	image := ""
+	for _, d := range parseDepends(out) {
+		if strings.HasPrefix(d, imagePrefix) {
+			image = d
+			break
 		}
 	}
-	return "", fmt.Errorf("apt-cache depends %s: no linux-image in %q", a.kernel, out)
+	if image == "" {
+		return nil, fmt.Errorf("apt-cache depends %s: no %s in %q", name, imagePrefix, out)
+	}
+	if out, err = depends(image); err != nil {
+		return nil, err
+	}
+	return append([]string{image}, kernelParts(image, parseDepends(out))...), nil
+}
+
+const imagePrefix = "linux-image-"
+
+// parseDepends returns the packages that apt-cache depends prints, without
+// those that have alternatives.
+func parseDepends(out string) (names []string) {
+	for line := range strings.Lines(out) {
+		name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: ")
+		if ok && !strings.HasPrefix(name, "<") {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// kernelParts returns those packages of depends that are parts of the kernel of
+// the package image: named as that is, but for the first words.
+func kernelParts(image string, depends []string) (parts []string) {
+	release := strings.TrimPrefix(image, imagePrefix)
+	for _, d := range depends {
+		if strings.HasPrefix(d, "linux-") && strings.HasSuffix(d, "-"+release) {
+			parts = append(parts, d)
+		}
+	}
+	return parts
 }
 
 // cached returns the folder cache/kind/key, which make fills if it doesn't
@@ -256,7 +298,8 @@ func unpack(ctx context.Context, dir string, debs ...string) error {
 func DebugVmlinux(ctx context.Context, cache, deb, release string) (string, error) {
 	name := "vmlinux-" + release
 	dir, err := cached(cache, "vmlinux", debKey(deb), func(dir string) error {
-		return extractMember(ctx, deb, "usr/lib/debug/boot/"+name, filepath.Join(dir, name))
+		return extractMember(ctx, deb, filepath.Join(dir, name),
+			"usr/lib/debug/boot/"+name, "usr/lib/debug/usr/lib/modules/"+release+"/vmlinux", "usr/lib/debug/lib/modules/"+release+"/vmlinux")
 	})
 	if err != nil {
 		return "", err
@@ -264,8 +307,9 @@ func DebugVmlinux(ctx context.Context, cache, deb, release string) (string, erro
 	return filepath.Join(dir, name), nil
 }
 
-// extractMember writes one file of a package to path.
-func extractMember(ctx context.Context, deb, member, path string) error {
+// extractMember writes the first file of a package that has one of the names in
+// members to path.
+func extractMember(ctx context.Context, deb, path string, members ...string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
@@ -277,18 +321,18 @@ func extractMember(ctx context.Context, deb, member, path string) error {
 		return err
 	}
 	defer func() {
-		cancel() // most of the package may come after the member
+		cancel() // most of the package may come after the file
 		_ = cmd.Wait()
 	}()
 	for tr := tar.NewReader(stdout); ; {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
-			return fmt.Errorf("extract %s from %s: not in it", member, deb)
+			return fmt.Errorf("extract %s from %s: not in it", strings.Join(members, " or "), deb)
 		}
 		if err != nil {
-			return fmt.Errorf("extract %s from %s: %w", member, deb, err)
+			return fmt.Errorf("extract %s from %s: %w", members[0], deb, err)
 		}
-		if strings.TrimPrefix(h.Name, "./") != member || h.Typeflag != tar.TypeReg {
+		if !slices.Contains(members, strings.TrimPrefix(h.Name, "./")) || h.Typeflag != tar.TypeReg {
 			continue
 		}
 		f, err := os.Create(path)

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -95,5 +97,52 @@ func TestNoise(t *testing.T) {
 	}
 	if bytes.Equal(a.Bytes()[:4096], a.Bytes()[4096:8192]) {
 		t.Error("noise repeats")
+	}
+}
+
+// What apt-cache depends prints of kernels before and since the image's package
+// was split.
+func TestKernelParts(t *testing.T) {
+	for _, tt := range []struct {
+		image, depends string
+		want           []string
+	}{
+		{"linux-image-6.1.0-56-amd64", "linux-image-6.1.0-56-amd64\n  Depends: kmod\n  Depends: linux-base\n |Depends: initramfs-tools\n  Depends: <linux-initramfs-tool>\n    dracut\n", nil},
+		{"linux-image-7.3.4+deb13-amd64", "linux-image-7.3.4+deb13-amd64\n  PreDepends: linux-base\n |Depends: dracut\n  Depends: <linux-initramfs-tool>\n" +
+			"  Depends: linux-base-7.3.4+deb13-amd64\n  Depends: linux-binary-7.3.4+deb13-amd64\n  Depends: linux-modules-7.3.4+deb13-amd64\n",
+			[]string{"linux-base-7.3.4+deb13-amd64", "linux-binary-7.3.4+deb13-amd64", "linux-modules-7.3.4+deb13-amd64"}},
+	} {
+		if diff := cmp.Diff(tt.want, kernelParts(tt.image, parseDepends(tt.depends))); diff != "" {
+			t.Errorf("%s: -want +got\n%s", tt.image, diff)
+		}
+	}
+}
+
+func TestFindKernel(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		files         []string
+		release, file string // empty if it is an error
+	}{
+		{"in boot", []string{"boot/vmlinuz-6.1.0-56-amd64", "lib/modules/6.1.0-56-amd64/modules.builtin"}, "6.1.0-56-amd64", "boot/vmlinuz-6.1.0-56-amd64"},
+		{"beside its modules", []string{"lib/modules/7.3.4+deb13-amd64/vmlinuz"}, "7.3.4+deb13-amd64", "lib/modules/7.3.4+deb13-amd64/vmlinuz"},
+		{"none", []string{"lib/modules/7.3.4+deb13-amd64/modules.builtin"}, "", ""},
+		{"two", []string{"boot/vmlinuz-1", "boot/vmlinuz-2"}, "", ""},
+	} {
+		root := t.TempDir()
+		for _, f := range tt.files {
+			if err := os.MkdirAll(filepath.Join(root, filepath.Dir(f)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			writeFile(t, filepath.Join(root, f), nil)
+		}
+		release, image, err := findKernel(root)
+		if tt.release == "" {
+			if err == nil || release != "" || image != "" {
+				t.Errorf("%s: %q, %q, %v; want an error", tt.name, release, image, err)
+			}
+		} else if err != nil || release != tt.release || image != filepath.Join(root, tt.file) {
+			t.Errorf("%s: %q, %q, %v; want %s in %s", tt.name, release, image, err, tt.release, tt.file)
+		}
 	}
 }

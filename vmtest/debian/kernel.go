@@ -13,23 +13,30 @@ import (
 	"github.com/warmcore/warmcore/vmtest/command"
 )
 
-// Kernel is an unpacked Debian kernel package.
+// Kernel is an unpacked Debian kernel.
 type Kernel struct {
 	Arch    *Arch
 	Release string // uname -r
 	Image   string // bzImage or Image
 	Modules string // lib/modules/RELEASE, with modules.dep
-	Deb     string // the package that it came from
+	Deb     string // the first of the packages that it came from
 }
 
-// OpenKernel unpacks a linux-image package into cache, once, and makes
-// modules.dep, which the package leaves to its installation.
-func OpenKernel(ctx context.Context, cache, deb string, k Programs) (Kernel, error) {
-	root, err := cached(cache, "kernel-deb", debKey(deb), func(dir string) error {
-		if err := unpack(ctx, dir, deb); err != nil {
+// OpenKernel unpacks the packages of a kernel into cache, once, and makes
+// modules.dep, which they leave to their installation. The first of debs is
+// named after the kernel's version.
+func OpenKernel(ctx context.Context, cache string, k Programs, debs ...string) (Kernel, error) {
+	root, err := cached(cache, "kernel-deb", debKey(debs[0]), func(dir string) error {
+		if err := unpack(ctx, dir, debs...); err != nil {
 			return err
 		}
-		release, err := releaseIn(dir)
+		// Newer packages have all in usr, and leave /lib to the system.
+		if _, err := os.Stat(filepath.Join(dir, "lib")); err != nil {
+			if err := os.Symlink("usr/lib", filepath.Join(dir, "lib")); err != nil {
+				return err
+			}
+		}
+		release, _, err := findKernel(dir)
 		if err != nil {
 			return err
 		}
@@ -38,28 +45,31 @@ func OpenKernel(ctx context.Context, cache, deb string, k Programs) (Kernel, err
 	if err != nil {
 		return Kernel{}, err
 	}
-	release, err := releaseIn(root)
+	release, image, err := findKernel(root)
 	if err != nil {
 		return Kernel{}, err
 	}
-	return Kernel{
-		Arch:    k.Arch,
-		Release: release,
-		Image:   filepath.Join(root, "boot", "vmlinuz-"+release),
-		Modules: filepath.Join(root, "lib", "modules", release),
-		Deb:     deb,
-	}, nil
+	return Kernel{Arch: k.Arch, Release: release, Image: image, Modules: filepath.Join(root, "lib/modules", release), Deb: debs[0]}, nil
 }
 
-func releaseIn(root string) (string, error) {
-	images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
+// findKernel returns the release and the file of the one kernel below root:
+// boot/vmlinuz-RELEASE, or lib/modules/RELEASE/vmlinuz since Linux 7.2.
+func findKernel(root string) (release, image string, err error) {
+	images, err := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	if len(images) != 1 {
-		return "", fmt.Errorf("kernel package in %s: %d files boot/vmlinuz-*, want 1", root, len(images))
+	beside, err := filepath.Glob(filepath.Join(root, "lib/modules/*/vmlinuz"))
+	if err != nil {
+		return "", "", err
 	}
-	return strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-"), nil
+	switch {
+	case len(images) == 1:
+		return strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-"), images[0], nil
+	case len(images) == 0 && len(beside) == 1:
+		return filepath.Base(filepath.Dir(beside[0])), beside[0], nil
+	}
+	return "", "", fmt.Errorf("kernel packages in %s: %d files boot/vmlinuz-* and %d lib/modules/*/vmlinuz, want 1", root, len(images), len(beside))
 }
 
 // Programs are Debian's programs of one architecture with the libraries that

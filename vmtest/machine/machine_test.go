@@ -29,8 +29,8 @@ func TestArgv(t *testing.T) {
 			"virtserialport,chardev=events,name=org.warmcore.events", "virtserialport,chardev=payload,name=org.warmcore.payload",
 			"-kernel", "vmlinux",
 		}},
-		{"firmware, disk, KVM", Options{Memory: phys.MiB, CPUs: 1, Accel: KVM, QEMU: "q", BIOS: "rom", Disk: "d", Args: []string{"-x"}}, []string{
-			"q", "-accel", "kvm", "-cpu", "host", "-bios", "rom", "-smp", "1", "-m", "1M",
+		{"firmware, disk, KVM", Options{Memory: phys.MiB, CPUs: 1, Accel: KVM, QEMU: []string{"q", "-L", "d"}, BIOS: "rom", Disk: "d", Args: []string{"-x"}}, []string{
+			"q", "-L", "d", "-accel", "kvm", "-cpu", "host", "-bios", "rom", "-smp", "1", "-m", "1M",
 			"if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file=d", "-x",
 		}},
 		{"normal kernel", Options{Memory: phys.MiB, CPUs: 1, CPU: "qemu64", Kernel: "k", Initrd: "i", Append: "a b"}, []string{

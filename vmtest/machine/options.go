@@ -3,6 +3,7 @@ package machine
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,7 +32,9 @@ type Options struct {
 	CPUs   int
 	Accel  Accel  // TCG if empty
 	CPU    string // QEMU's -cpu; by default the architecture's, or host with KVM
-	QEMU   string // the program, if not the architecture's
+	// QEMU is the program, if not the architecture's, and what comes first on
+	// its command line.
+	QEMU []string
 
 	// Kernel is what QEMU starts at each reset: the payload as a PVH
 	// vmlinux with its initramfs inside, or a bzImage with Initrd and
@@ -133,8 +136,11 @@ func (o Options) hardware() []string {
 	if o.Hypervisor {
 		machine += ",virtualization=on"
 	}
-	argv := []string{or(o.QEMU, o.arch().qemu),
-		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"}
+	argv := slices.Clone(o.QEMU)
+	if len(argv) == 0 {
+		argv = []string{o.arch().qemu}
+	}
+	argv = append(argv, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none")
 	if o.Accel == KVM {
 		argv = append(argv, "-accel", "kvm", "-cpu", or(o.CPU, hostCPU))
 	} else {

@@ -29,11 +29,11 @@ func normalKernel(ctx context.Context, t *testing.T, name string) (debian.Kernel
 	if err != nil {
 		t.Fatal(err)
 	}
-	pkg, err := arch.KernelPackage(ctx, cache)
+	packages, err := arch.KernelPackages(ctx, cache, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	deb, err := arch.Download(ctx, cache, pkg)
+	debs, err := arch.DownloadAll(ctx, cache, "", packages...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func normalKernel(ctx context.Context, t *testing.T, name string) (debian.Kernel
 	if err != nil {
 		t.Fatal(err)
 	}
-	kernel, err := debian.OpenKernel(ctx, cache, deb, kmod)
+	kernel, err := debian.OpenKernel(ctx, cache, kmod, debs...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,13 +76,13 @@ func (l *Lab) drgn(saved) error {
 
 // debugVmlinux is the kernel with debug information of Debian's package.
 func (l *Lab) debugVmlinux() (string, error) {
-	pkg, err := l.board.debian.KernelPackage(l.ctx, l.files.cache)
+	packages, err := l.board.debian.KernelPackages(l.ctx, l.files.cache, l.Release)
 	if err != nil {
 		return "", err
 	}
-	deb, err := l.board.debian.Download(l.ctx, l.files.cache, pkg+"-dbg")
+	debs, err := l.board.debian.DownloadAll(l.ctx, l.files.cache, l.Release, packages[0]+"-dbg")
 	if err != nil {
 		return "", err
 	}
-	return debian.DebugVmlinux(l.ctx, l.files.cache, deb, l.files.kernel.Release)
+	return debian.DebugVmlinux(l.ctx, l.files.cache, debs[0], l.files.kernel.Release)
 }

@@ -37,9 +37,12 @@ type Options struct {
 	// Kernel and Modules are a normal kernel and its lib/modules/RELEASE with
 	// modules.dep, instead of what Debian has today.
 	Kernel, Modules string
-	Payload         string // "own" or "stock": our payload kernel or Debian's
-	Trigger         string // sysrq-c, watchdog, ...
-	Firmware        string // what starts the payload: direct or uboot
+	// Release is the release of Debian whose kernel is the normal one, such as
+	// trixie-backports; empty for what this host's has.
+	Release  string
+	Payload  string // "own" or "stock": our payload kernel or Debian's
+	Trigger  string // sysrq-c, watchdog, ...
+	Firmware string // what starts the payload: direct or uboot
 	// PayloadDir has the payload kernel with the initramfs in it, of `make
 	// images`: vmlinux or Image. By default it is that in build/.
 	PayloadDir string
@@ -77,6 +80,7 @@ type Lab struct {
 type built struct {
 	kernel   debian.Kernel
 	kmod     debian.Programs
+	qemu     []string // for machine.Options
 	dir      string
 	guest    string
 	warmcore string
@@ -94,24 +98,29 @@ func openGuest(ctx context.Context, arch *debian.Arch, o Options) (b built, err 
 	}
 	if o.Kernel != "" {
 		b.kernel = debian.Kernel{Arch: arch, Release: filepath.Base(o.Modules), Image: o.Kernel, Modules: o.Modules, Deb: o.Kernel}
-	} else if b.kernel, err = debianKernel(ctx, b.cache, b.kmod); err != nil {
+	} else if b.kernel, err = debianKernel(ctx, b.cache, o.Release, b.kmod); err != nil {
 		return b, err
+	}
+	if o.Release != "" {
+		if b.qemu, err = arch.NewQEMU(ctx, b.cache); err != nil {
+			return b, err
+		}
 	}
 	b.guest, b.warmcore = filepath.Join(b.dir, "guest"), filepath.Join(b.dir, "warmcore")
 	return b, errors.Join(build.Guest(ctx, arch.Name, b.guest), build.Program(ctx, arch.Name, "./cmds/warmcore", b.warmcore))
 }
 
-// debianKernel is what Debian's archive has today.
-func debianKernel(ctx context.Context, cache string, kmod debian.Programs) (debian.Kernel, error) {
-	pkg, err := kmod.Arch.KernelPackage(ctx, cache)
+// debianKernel is what a release of Debian has today.
+func debianKernel(ctx context.Context, cache, release string, kmod debian.Programs) (debian.Kernel, error) {
+	packages, err := kmod.Arch.KernelPackages(ctx, cache, release)
 	if err != nil {
 		return debian.Kernel{}, err
 	}
-	deb, err := kmod.Arch.Download(ctx, cache, pkg)
+	debs, err := kmod.Arch.DownloadAll(ctx, cache, release, packages...)
 	if err != nil {
 		return debian.Kernel{}, err
 	}
-	return debian.OpenKernel(ctx, cache, deb, kmod)
+	return debian.OpenKernel(ctx, cache, kmod, debs...)
 }
 
 // Step says what was done, to a person who waits and in the report.
@@ -151,7 +160,7 @@ func (l *Lab) powerOn() error {
 		return err
 	}
 	o := machine.Options{
-		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path, Hypervisor: l.Hypervisor,
+		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path, Hypervisor: l.Hypervisor, QEMU: l.files.qemu,
 		Reproduce: l.reproduce(),
 	}
 	if l.Payload == "stock" {
@@ -180,7 +189,11 @@ func (l *Lab) powerOn() error {
 
 // reproduce is the command line that runs the story again.
 func (l *Lab) reproduce() string {
-	return fmt.Sprintf("go run ./vmtest/warmlab run --arch %s --story %s", l.board.Name, l.story.Name)
+	line := fmt.Sprintf("go run ./vmtest/warmlab run --arch %s --story %s", l.board.Name, l.story.Name)
+	if l.Release != "" {
+		line += " --release " + l.Release
+	}
+	return line
 }
 
 // smallDisk has Debian's kernel with an initrd of ours, whose process 1 is

@@ -46,7 +46,7 @@ func whatIsOverwritten(ctx context.Context, t *testing.T, firmware string, memor
 	must(err)
 	kmod, err := arm64.debian.OpenKmod(ctx, cache)
 	must(err)
-	kernel, err := debianKernel(ctx, cache, kmod)
+	kernel, err := debianKernel(ctx, cache, "", kmod)
 	must(err)
 	guest, plain := filepath.Join(l.Out, "guest"), filepath.Join(l.Out, "plain")
 	must(build.Guest(ctx, arm64.Name, guest))

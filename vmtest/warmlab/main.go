@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -33,6 +34,7 @@ flags:
   --mem SIZE           RAM, such as 2G (default: the story's)
   --cpus N             (default: the story's)
   --kernel FILE        the normal kernel (default: what Debian's archive has today)
+  --release NAME       the normal kernel is that of this release of Debian, such as trixie-backports
   --modules DIR        its lib/modules/RELEASE, with modules.dep
   --payload-kernel K   own or stock: ours or Debian's (default: the story's)
   --payload DIR        what make images built (default: build/ARCH/payload)
@@ -56,6 +58,10 @@ func main() {
 
 // leastMemory is less than any payload starts in: a slip of the pen.
 const leastMemory = 256 * phys.MiB
+
+// releaseName is what a release of Debian may be called: it gets into file
+// names and a sources.list.
+var releaseName = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
 
 type flags struct {
 	options              story.Options
@@ -82,6 +88,7 @@ func parse(args []string) (verb string, f flags, err error) {
 	set.StringVar(&f.mem, "mem", "", "")
 	set.IntVar(&f.options.CPUs, "cpus", 0, "")
 	set.StringVar(&f.options.Kernel, "kernel", "", "")
+	set.StringVar(&f.options.Release, "release", "", "")
 	set.StringVar(&f.options.Modules, "modules", "", "")
 	set.StringVar(&f.options.Payload, "payload-kernel", "", "")
 	set.StringVar(&f.options.PayloadDir, "payload", "", "")
@@ -103,6 +110,10 @@ func parse(args []string) (verb string, f flags, err error) {
 		return "", f, fmt.Errorf("--handover %s: only vmcore so far", f.handover)
 	case (f.options.Kernel == "") != (f.options.Modules == ""):
 		return "", f, errors.New("--kernel and --modules go together")
+	case f.options.Release != "" && f.options.Kernel != "":
+		return "", f, errors.New("--release and --kernel don't go together")
+	case f.options.Release != "" && !releaseName.MatchString(f.options.Release):
+		return "", f, fmt.Errorf("--release %s: want a name as in sources.list, such as trixie-backports", f.options.Release)
 	case f.options.Payload != "" && f.options.Payload != "own" && f.options.Payload != "stock":
 		return "", f, fmt.Errorf("--payload-kernel %s: want own or stock", f.options.Payload)
 	case f.options.Trigger != "" && f.options.Trigger != wire.SysrqC && f.options.Trigger != wire.Watchdog:

@@ -28,6 +28,8 @@ func TestArguments(t *testing.T) {
 		{"run --handover dax", 2, "", "--handover dax: only vmcore"},
 		{"run --payload-kernel mine", 2, "", "--payload-kernel mine: want own or stock"},
 		{"run --kernel vmlinuz", 2, "", "--kernel and --modules go together"},
+		{"run --release trixie --kernel vmlinuz --modules m", 2, "", "--release and --kernel don't go together"},
+		{"run --release ../sid", 2, "", "--release ../sid: want a name"},
 		{"run --trigger power", 2, "", "--trigger power: want sysrq-c or watchdog"},
 		{"run --mem x", 2, "", "--mem: size"},
 		{"run --mem 0", 2, "", "--mem 0: want at least 256 MiB"},

@@ -13,10 +13,10 @@ PACKAGES := qemu-system-x86 seabios binutils gcc make bc bison flex cpio kmod xz
 	qemu-system-arm qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross u-boot-qemu u-boot-tools device-tree-compiler dt-schema
 
 .DEFAULT_GOAL := help
-.PHONY: help tools demo test unit lint vmtest bench fuzz kernel initramfs images binaries clean
+.PHONY: help tools demo test unit lint vmtest vmtest-matrix vmtest-all bench fuzz kernel initramfs images binaries clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 tools: ## install the Debian packages that the other targets need
 	@missing=; for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
@@ -54,6 +54,12 @@ lint: ## static checks
 vmtest: tools ## the crash stories in QEMU, on both architectures, with the truth comparison
 	@for a in amd64 arm64; do $(MAKE) --no-print-directory binaries images ARCH=$$a || exit 1; done
 	$(GO) test -timeout 60m -count=1 -p 1 -parallel 2 -v ./vmtest/...
+
+vmtest-matrix: tools ## three stories with kernels of Debian 12 and 13 and the newest, on both architectures (18 runs)
+	@for a in amd64 arm64; do $(MAKE) --no-print-directory binaries images ARCH=$$a || exit 1; done
+	$(GO) run ./vmtest/warmlab matrix
+
+vmtest-all: vmtest vmtest-matrix ## every story, with every firmware and all kernels
 
 bench: tools binaries images ## measure speed and size; raw data in build/bench/
 	@$(GO) run ./vmtest/warmlab bench --arch $(ARCH) --out build/bench

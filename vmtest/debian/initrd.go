@@ -25,9 +25,12 @@ import (
 // kernels. Those that a kernel has built in are left out.
 var Modules = []string{
 	"virtio_pci", "virtio_blk", "virtio_console", "ext4", // disk and port
-	"kmem", "device_dax", "dax_pmem", "nd_pmem", "nd_btt", "libnvdimm", // preserved memory
 	"i6300esb",
 }
+
+// memoryModules are for preserved memory. A kernel that can't take memory has
+// none of some.
+var memoryModules = []string{"kmem", "device_dax", "dax_pmem", "nd_pmem", "nd_btt", "libnvdimm"}
 
 // moduleIndex are the files beside modules.dep that modprobe reads.
 var moduleIndex = []string{
@@ -78,7 +81,15 @@ func (i Initrd) write(c *cpio.Writer) error {
 	if err != nil {
 		return err
 	}
-	modules, err := index.closure(slices.Concat(Modules, i.Kmod.Arch.modules))
+	names := Modules
+	takes, err := i.Kernel.TakesMemory()
+	if err != nil {
+		return err
+	}
+	if takes {
+		names = slices.Concat(names, memoryModules, i.Kmod.Arch.modules)
+	}
+	modules, err := index.closure(names)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,6 +51,21 @@ func OpenKernel(ctx context.Context, cache string, k Programs, debs ...string) (
 		return Kernel{}, err
 	}
 	return Kernel{Arch: k.Arch, Release: release, Image: image, Modules: filepath.Join(root, "lib/modules", release), Deb: debs[0]}, nil
+}
+
+// TakesMemory says whether the kernel can take memory that it was told to leave
+// alone: what needs it to has CONFIG_ZONE_DEVICE, which arm64 kernels of Debian
+// 12 lack. A kernel whose configuration isn't beside it is taken for one that
+// can.
+func (k Kernel) TakesMemory() (bool, error) {
+	for _, name := range []string{filepath.Join(filepath.Dir(k.Image), "config-"+k.Release), filepath.Join(filepath.Dir(k.Image), "config")} {
+		b, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		return slices.Contains(strings.Split(string(b), "\n"), "CONFIG_ZONE_DEVICE=y"), err
+	}
+	return true, nil
 }
 
 // findKernel returns the release and the file of the one kernel below root:

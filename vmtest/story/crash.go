@@ -31,8 +31,20 @@ func (l *Lab) ready(seed uint64) (truth.Painting, error) {
 	if err != nil {
 		return truth.Painting{}, err
 	}
-	return painting, l.Warmcore("lend")
+	return painting, l.lend()
 }
+
+// lend brings window and destination online, or sees that the agent says why
+// it can't.
+func (l *Lab) lend() error {
+	if !l.files.takesMemory {
+		return l.refused(3, cannotTake, "warmcore", "lend")
+	}
+	return l.Warmcore("lend")
+}
+
+// cannotTake is what the agent says on a kernel without ZONE_DEVICE.
+const cannotTake = "can't take memory that was hidden from it"
 
 // saved is a dump on the disk and what it is to be compared with.
 type saved struct {
@@ -157,6 +169,12 @@ func (l *Lab) crash() error {
 			return err
 		}
 		dumps = append(dumps, d)
+		if !l.files.takesMemory { // and so it can be armed only after a reboot
+			if err := l.refused(3, cannotTake, "warmcore", "release"); err != nil {
+				return err
+			}
+			break
+		}
 		if painting, err = l.Guest.Paint(l.ctx, paintMiB, uint64(cycle)+2); err != nil {
 			return err
 		}

@@ -78,13 +78,16 @@ type Lab struct {
 
 // built is what stories share.
 type built struct {
-	kernel   debian.Kernel
-	kmod     debian.Programs
-	qemu     []string // for machine.Options
-	dir      string
-	guest    string
-	warmcore string
-	cache    string
+	kernel debian.Kernel
+	kmod   debian.Programs
+	qemu   []string // for machine.Options
+	// takesMemory says whether memory can come back to the kernel without a
+	// reboot.
+	takesMemory bool
+	dir         string
+	guest       string
+	warmcore    string
+	cache       string
 }
 
 // openGuest builds the guest's programs and unpacks Debian's kernel.
@@ -99,6 +102,9 @@ func openGuest(ctx context.Context, arch *debian.Arch, o Options) (b built, err 
 	if o.Kernel != "" {
 		b.kernel = debian.Kernel{Arch: arch, Release: filepath.Base(o.Modules), Image: o.Kernel, Modules: o.Modules, Deb: o.Kernel}
 	} else if b.kernel, err = debianKernel(ctx, b.cache, o.Release, b.kmod); err != nil {
+		return b, err
+	}
+	if b.takesMemory, err = b.kernel.TakesMemory(); err != nil {
 		return b, err
 	}
 	if o.Release != "" {

@@ -91,6 +91,17 @@ type TimelineEvent struct {
 	Event string  `json:"event"`
 }
 
+// Tidy removes the large files of a story from its folder, and leaves the
+// report and the logs.
+func Tidy(dir string) error {
+	for _, name := range []string{"vmcore", wholeName, convertedName, "filtered", "disk.img", "initrd", "initramfs", "payload.itb", "flash.img"} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Write writes dir/report.json.
 func (r *Report) Write(dir string) error {
 	b, err := json.MarshalIndent(r, "", " ")

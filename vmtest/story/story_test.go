@@ -58,7 +58,7 @@ func tell(t *testing.T, root string, b *board, s Story) {
 	if report.Result != "pass" {
 		t.Errorf("result %q in %s, want pass", report.Result, filepath.Join(out, "report.json"))
 	}
-	if err := tidy(out); err != nil {
+	if err := Tidy(out); err != nil {
 		t.Error(err)
 	}
 }
@@ -80,16 +80,6 @@ func runOnce(t *testing.T, b *board, s Story, out string) (*Report, error) {
 		err = errors.Join(err, machine.ErrHung)
 	}
 	return report, err
-}
-
-// tidy removes the large files of a story that passed.
-func tidy(out string) error {
-	for _, name := range []string{"vmcore", wholeName, convertedName, "filtered", "disk.img", "initrd", "initramfs", "payload.itb", "flash.img"} {
-		if err := os.RemoveAll(filepath.Join(out, name)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // TestTable checks what the compiler can't of the list of stories.

@@ -26,6 +26,8 @@ const usage = `usage: warmlab VERB [FLAGS]
   list                 the stories
   run --story NAME     run one; --out DIR gets report.json, the dump and the logs
   demo                 crash a stock Debian kernel and show what came of it
+  matrix               the stories of make vmtest-matrix: more kernels, both architectures;
+                       --arch, --release, --story bound it
   bench                measure speed and size
 
 flags:
@@ -67,7 +69,8 @@ type flags struct {
 	options              story.Options
 	story, mem, handover string
 	timeout              time.Duration
-	vmcore               string // bench: the dump writer alone, on this ELF dump
+	vmcore               string          // bench: the dump writer alone, on this ELF dump
+	set                  map[string]bool // flags that were given
 }
 
 func parse(args []string) (verb string, f flags, err error) {
@@ -77,7 +80,7 @@ func parse(args []string) (verb string, f flags, err error) {
 	switch verb = args[0]; verb {
 	case "help", "-h", "-help", "--help":
 		return "", f, flag.ErrHelp
-	case "list", "run", "demo", "bench":
+	case "list", "run", "demo", "matrix", "bench":
 	default:
 		return "", f, fmt.Errorf("no verb %q", verb)
 	}
@@ -103,6 +106,8 @@ func parse(args []string) (verb string, f flags, err error) {
 	if err := set.Parse(args[1:]); err != nil {
 		return "", f, err
 	}
+	f.set = map[string]bool{}
+	set.Visit(func(given *flag.Flag) { f.set[given.Name] = true })
 	switch {
 	case set.NArg() > 0:
 		return "", f, fmt.Errorf("what is %q?", set.Arg(0))
@@ -152,8 +157,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "warmlab: %v\n\n%s", err, usage)
 		return 2
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
+	if verb != "matrix" { // which bounds each story
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.timeout)
+		defer cancel()
+	}
 	start := time.Now()
 	f.options.Say = func(format string, args ...any) {
 		fmt.Fprintf(stdout, "%6.1f  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
@@ -175,6 +183,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			fmt.Fprintf(stdout, "%-9s %s\n", s.Name, tells)
 		}
 		return 0
+	case "matrix":
+		if f.options.Out == "" {
+			f.options.Out = filepath.Join("build", "matrix")
+		}
+		return fail(stderr, runMatrix(ctx, f, stdout))
 	case "bench":
 		return fail(stderr, runBench(ctx, f, stdout))
 	}

@@ -60,7 +60,7 @@ func (l *Lab) bootAlone() (total uint64, err error) {
 		return 0, err
 	}
 	m, err := machine.Start(l.ctx, machine.Options{
-		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Hypervisor: l.Hypervisor, QEMU: l.files.qemu,
+		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Hypervisor: l.Hypervisor, QEMU: l.files.qemu, Accel: l.accel(),
 		Kernel: l.files.kernel.Image, Initrd: initrd, Append: l.cmdline(),
 		Reproduce: l.reproduce(),
 	}, dir)

@@ -25,7 +25,7 @@ var arm64 = &board{
 	payload:      virtPayload,
 	entry:        "el0t_64_sync",
 	unplanned:    "holds no registration", // the device tree says where the payload's log is
-	stockPercent: 83,
+	stockPercent: 86,
 	tools:        (*Lab).drgn,
 	undumped:     func(uint64) phys.Set { return nil },
 	// The other CPUs are off when the stub cleans the caches of the last one.

@@ -20,6 +20,8 @@ type board struct {
 	payload func(l *Lab, o *machine.Options) error
 	// undumped is RAM that no dump has, though no plan says so.
 	undumped func(memory uint64) phys.Set
+	// emulated are parameters of every kernel on an emulated machine, if any.
+	emulated string
 	// entry is the function through which user space enters the kernel.
 	entry string
 	// unplanned is what arm says after a boot without a plan.

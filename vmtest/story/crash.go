@@ -261,7 +261,7 @@ func (l *Lab) enough(plain, released uint64) error {
 
 // ownPercent of the memory that a kernel has without us comes back with our
 // payload kernel, on a machine of any size.
-const ownPercent = 98
+const ownPercent = 99
 
 // big is a crash with a large initrd. Where boot memory is at the top, it lies
 // above 4 GiB.

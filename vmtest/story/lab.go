@@ -166,7 +166,7 @@ func (l *Lab) powerOn() error {
 		return err
 	}
 	o := machine.Options{
-		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path, Hypervisor: l.Hypervisor, QEMU: l.files.qemu,
+		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path, Hypervisor: l.Hypervisor, QEMU: l.files.qemu, Accel: l.accel(),
 		Reproduce: l.reproduce(),
 	}
 	if l.Payload == "stock" {
@@ -177,10 +177,6 @@ func (l *Lab) powerOn() error {
 			return fmt.Errorf("payload kernel: %w (make images ARCH=%s builds it)", err, l.board.Name)
 		}
 		l.Report.PayloadKernel = strings.SplitN(strings.TrimSpace(string(version)), "\n", 2)[0]
-	}
-	if err := l.board.ProbeKVM(l.ctx); err == nil {
-		o.Accel = machine.KVM
-		l.Report.Accel = string(machine.KVM)
 	}
 	if err := l.board.payload(l, &o); err != nil {
 		return err
@@ -250,8 +246,19 @@ func (l *Lab) rewriteGRUB(old, new string) error {
 }
 
 func (l *Lab) cmdline() string {
-	return strings.TrimSpace("quiet console=" + l.board.Console + " panic=-1 " + l.params)
+	return strings.TrimSpace(l.emulated("quiet console="+l.board.Console+" panic=-1") + " " + l.params)
 }
+
+// emulated adds to a command line what kernels need on an emulated machine.
+func (l *Lab) emulated(cmdline string) string {
+	if l.accel() == machine.KVM || l.board.emulated == "" {
+		return cmdline
+	}
+	return cmdline + " " + l.board.emulated
+}
+
+// accel is what executes the guest's instructions.
+func (l *Lab) accel() machine.Accel { return machine.Accel(l.Report.Accel) }
 
 // waitGuest waits for the normal kernel's user space and books the boot.
 func (l *Lab) waitGuest() error {

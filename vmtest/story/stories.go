@@ -197,6 +197,9 @@ func Run(ctx context.Context, s Story, o Options) (*Report, error) {
 		Schema: 1, Story: s.Name, Arch: board.Name, Accel: string(machine.TCG), MemBytes: l.Memory, CPUs: l.CPUs,
 		Handover: "vmcore", Firmware: l.Firmware, Boots: []Boot{}, Timeline: []TimelineEvent{},
 	}
+	if board.ProbeKVM(ctx) == nil {
+		l.Report.Accel = string(machine.KVM)
+	}
 	err = l.tell(s)
 	l.Report.Result = "pass"
 	if err != nil {

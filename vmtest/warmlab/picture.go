@@ -69,7 +69,7 @@ func picture(w io.Writer, r *story.Report, dir string) {
 		row("released", m.ReleasedKiB)
 		if r.PayloadKernel != "" && strings.HasPrefix(r.PayloadKernel, "Debian") {
 			fmt.Fprintf(w, "  The rest: QEMU's loader puts Debian's kernel and the initramfs where memory can't be lent\n"+
-				"  (window and lost, above), and what Debian's kernel itself takes. With our payload kernel 98 %% of \"without us\" come back.\n")
+				"  (window and lost, above), and what Debian's kernel itself takes. With our payload kernel 99 %% of \"without us\" come back.\n")
 		}
 	}
 	fmt.Fprintf(w, "\n%s: %s, the dump and the logs are in %s\n", strings.ToUpper(r.Result), filepath.Join(dir, "report.json"), dir)

@@ -47,12 +47,19 @@ func (l *Lab) drgn(saved) error {
 	argv := append([]string{"env", "PYTHONHOME=" + filepath.Join(tools.Root, "usr"),
 		"PYTHONPATH=" + filepath.Join(tools.Root, "usr/lib/python3/dist-packages")},
 		tools.Argv("usr/bin/python3.13", "-", vmlinux)...)
+	return l.drgnBy(func(name string) ([]byte, error) {
+		return output(l.ctx, drgnScript, argv[0], append(argv[1:], filepath.Join(l.Out, name))...)
+	})
+}
+
+// drgnBy checks what drgn, run by the function on a dump in the story's folder,
+// finds of the crash.
+func (l *Lab) drgnBy(run func(name string) ([]byte, error)) error {
 	for _, name := range []string{"vmcore", wholeName} {
-		dump := filepath.Join(l.Out, name)
-		if !exists(dump) {
+		if !exists(filepath.Join(l.Out, name)) {
 			continue
 		}
-		out, err := output(l.ctx, drgnScript, argv[0], append(argv[1:], dump)...)
+		out, err := run(name)
 		if err := os.WriteFile(filepath.Join(l.Out, "drgn-"+name+".txt"), out, 0o644); err != nil {
 			return err
 		}

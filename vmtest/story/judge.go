@@ -31,7 +31,11 @@ func (l *Lab) judge(dumps []saved) error {
 	if !l.story.Tools {
 		return nil
 	}
-	return l.board.tools(l, dumps[len(dumps)-1])
+	last := dumps[len(dumps)-1]
+	if l.Release != "" {
+		return l.newestTools(last)
+	}
+	return l.board.tools(l, last)
 }
 
 // dumpFiles are what save writes; vmcore is first, since it is the largest.
@@ -183,8 +187,10 @@ func exists(name string) bool {
 }
 
 // samePages checks that our filtered dump has every page that makedumpfile
-// keeps at the same level.
-func (l *Lab) samePages(theirs string) error {
+// keeps at the same level. Where the two differ, classes says what the pages
+// were, and so which is right: neither is by itself. Without it, makedumpfile
+// is, on a kernel that it knows.
+func (l *Lab) samePages(theirs string, classes func(phys.Set) (map[string]phys.Set, error)) error {
 	ours, f, err := l.open("vmcore")
 	if err != nil {
 		return err
@@ -202,11 +208,37 @@ func (l *Lab) samePages(theirs string) error {
 	more := ours.Memory().Minus(them.Memory())
 	l.Step("pages in the filtered dump: %d, makedumpfile keeps %d; %d of these are not in ours, %d more are",
 		ours.Memory().Size()/phys.PageSize, them.Memory().Size()/phys.PageSize, lost.Size()/phys.PageSize, more.Size()/phys.PageSize)
+	if classes != nil {
+		return l.judgePages(lost, more, classes)
+	}
 	// Debian 12's makedumpfile does not know how newer kernels mark free pages,
 	// and keeps them.
 	if len(lost) > 0 && strings.HasPrefix(l.files.kernel.Release, "6.1.") {
 		l.Report.Oracle.Missing += lost.Size() / phys.PageSize
 		return l.Machine.Fail("compare with makedumpfile -d 31", fmt.Errorf("the dump lacks %v and others", lost[0]))
+	}
+	return nil
+}
+
+// judgePages asks what the pages were that only one of the two filters keeps.
+// A page of the kernel that ours leaves out fails the story.
+func (l *Lab) judgePages(lost, more phys.Set, classes func(phys.Set) (map[string]phys.Set, error)) error {
+	for _, d := range []struct {
+		pages         phys.Set
+		keeps, leaves string
+	}{{more, "warmcore", "makedumpfile"}, {lost, "makedumpfile", "warmcore"}} {
+		if len(d.pages) == 0 {
+			continue
+		}
+		by, err := classes(d.pages)
+		if err != nil {
+			return err
+		}
+		l.Step("pages that only %s keeps, by drgn: %s", d.keeps, whoIsRight(by, d.keeps, d.leaves))
+		if kernel := by[kernelClass]; d.leaves == "warmcore" && len(kernel) > 0 {
+			l.Report.Oracle.Missing += kernel.Size() / phys.PageSize
+			return l.Machine.Fail("compare with makedumpfile -d 31", fmt.Errorf("the dump lacks %v and others, which are the kernel's", kernel[0]))
+		}
 	}
 	return nil
 }
@@ -222,7 +254,7 @@ func (l *Lab) tools(d saved) error {
 		if out, err := output(l.ctx, "", "makedumpfile", "-f", "-d", "31", "-c", vmcore, filepath.Join(l.Out, "filtered")); err != nil {
 			return fmt.Errorf("makedumpfile -d 31: %w\n%s", err, out)
 		}
-		if err := l.samePages("filtered"); err != nil {
+		if err := l.samePages("filtered", nil); err != nil {
 			return err
 		}
 		l.Step("makedumpfile -d 31 reads the dump")
@@ -264,14 +296,19 @@ func (l *Lab) crashTool(saved) error {
 	if err != nil {
 		return fmt.Errorf("crash(8): %w\n%s", err, out)
 	}
+	return l.crashShows(string(out))
+}
+
+// crashShows checks what crash(8) printed.
+func (l *Lab) crashShows(out string) error {
 	for _, w := range []string{"PANIC: \"Kernel panic - not syncing: sysrq triggered crash\"", "sysrq_handle_crash", "COMMAND: \"init\"",
 		"] Linux version " + l.files.kernel.Release} {
-		if !strings.Contains(string(out), w) {
+		if !strings.Contains(out, w) {
 			return fmt.Errorf("crash(8) printed no %q; see %s", w, filepath.Join(l.Out, "crash.txt"))
 		}
 	}
 	for cpu := range l.CPUs {
-		_, stack, _ := strings.Cut(string(out), fmt.Sprintf("CPU: %d ", cpu)) // bt's of this CPU, up to an empty line
+		_, stack, _ := strings.Cut(out, fmt.Sprintf("CPU: %d ", cpu)) // bt's of this CPU, up to an empty line
 		stack, _, _ = strings.Cut(stack, "\n\n")
 		if !strings.Contains(stack, "RIP:") {
 			return fmt.Errorf("crash(8) printed no registers of CPU %d; see %s", cpu, filepath.Join(l.Out, "crash.txt"))

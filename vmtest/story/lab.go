@@ -245,8 +245,11 @@ func (l *Lab) rewriteGRUB(old, new string) error {
 	return l.disk.Replace(l.ctx, debian.GRUBConfigPath, cfg)
 }
 
+// cmdline is what the boot entry has after root= and ro, as Debian's installer
+// leaves it: quiet, with the console where a serial one was chosen. What a
+// story adds is l.params.
 func (l *Lab) cmdline() string {
-	return strings.TrimSpace(l.emulated("quiet console="+l.board.Console+" panic=-1") + " " + l.params)
+	return strings.TrimSpace(l.emulated("quiet console="+l.board.Console) + " " + l.params)
 }
 
 // emulated adds to a command line what kernels need on an emulated machine.

@@ -62,7 +62,9 @@ type Result struct {
 // first overwrite the headers of the notes that Find returns, while nobody
 // wants them.
 //
-// Memory that can't be read is skipped and named in Holes. A page that
+// A kernel writes its note without anything but text in it, so a note that
+// Parse takes only in part is none. Memory that can't be read is skipped and
+// named in Holes. A page that
 // only begins like a note is no finding, so there is no error to return.
 func Find(r Reader, ranges phys.Set, accept func(*Info) bool) Result {
 	f := finder{r: r, ranges: ranges, accept: accept, buf: make([]byte, chunkSize)}
@@ -173,8 +175,9 @@ func (f *finder) note(addr uint64) {
 	if binary.LittleEndian.Uint32(b[size-noteEnd:]) != 0 {
 		return // the empty note that the kernel writes last isn't there
 	}
-	info, err := Parse(b[noteHeader:][:descSize])
-	if err != nil || f.accept != nil && !f.accept(info) {
+	text := b[noteHeader:][:descSize]
+	info, err := Parse(text)
+	if err != nil || len(info.Text) != len(text) || f.accept != nil && !f.accept(info) {
 		return
 	}
 	if len(f.result.Candidates) == MaxCandidates {

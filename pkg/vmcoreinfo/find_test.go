@@ -44,6 +44,8 @@ func TestFind(t *testing.T) {
 	m.write(0x800000+8, []byte{1})
 	writeNote(t, m, 0x900000, "OSRELEASE=tooLong\n")
 	m.write(0x900000+4, []byte{1, 0, 1, 0})
+	writeNote(t, m, 0x980000, "OSRELEASE=ended\x00by a NUL\n")
+	writeNote(t, m, 0x981000, "OSRELEASE=binary\n\x80\n")
 	writeNote(t, m, 0xa00000-phys.PageSize, long) // cut by the end of a range
 	last := writeNote(t, m, 0xfff000, "OSRELEASE=last\n")
 

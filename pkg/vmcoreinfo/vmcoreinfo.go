@@ -13,10 +13,13 @@
 package vmcoreinfo
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/warmcore/warmcore/pkg/phys"
 )
 
 // MaxText caps the text, in bytes: VMCOREINFO_BYTES is one page, and arm64
@@ -46,7 +49,7 @@ type Info struct {
 	Numbers map[string]int64
 
 	Text     string   // what was parsed
-	Warnings []string // lines that aren't understood, and keys that came twice
+	Warnings []string // lines that aren't understood, keys that came twice, bytes that are no text
 }
 
 // FormatError says where a text is not VMCOREINFO.
@@ -60,37 +63,42 @@ func (e *FormatError) Error() string {
 	return fmt.Sprintf("offset %d: %s: %s", e.Off, e.Field, e.Problem)
 }
 
-// Parse reads a VMCOREINFO text. A known key with an unreadable value, a byte
-// that is no printable ASCII, or no OSRELEASE is a *FormatError; unknown
-// lines are Warnings. A last line without newline, which the kernel leaves
-// when the text outgrows its page, is a Warning too.
+// Parse reads a VMCOREINFO text. It ends at the first NUL, because hypervisors
+// and tools that build the note themselves end or pad it with NULs, or at the
+// first line with a byte that is no printable ASCII. What is ignored after
+// that is a Warning, unless it is all NULs. Lines may end with CR LF.
+//
+// A known key with an unreadable value, or no OSRELEASE, is a *FormatError;
+// unknown lines are Warnings. A last line without a newline counts, unless the
+// text fills whole pages: a kernel whose text outgrows its page cuts it there.
 func Parse(text []byte) (*Info, error) {
-	if len(text) > MaxText {
-		return nil, fmt.Errorf("parse VMCOREINFO: %d bytes, want at most %d", len(text), MaxText)
-	}
 	info := &Info{
 		Symbols: map[string]uint64{},
 		Offsets: map[string]uint64{},
 		Sizes:   map[string]uint64{},
 		Lengths: map[string]uint64{},
 		Numbers: map[string]int64{},
-		Text:    string(text),
 	}
-	for i, c := range text {
-		if (c < ' ' || c > '~') && c != '\n' {
-			return nil, fmt.Errorf("parse VMCOREINFO: %w", &FormatError{i, "text", fmt.Sprintf("byte %#02x is not printable", c)})
-		}
+	text = info.printable(text)
+	if len(text) > MaxText {
+		return nil, fmt.Errorf("parse VMCOREINFO: %d bytes, want at most %d", len(text), MaxText)
 	}
+	info.Text = string(text)
 	seen := map[string]bool{}
 	for off := 0; off < len(text); {
 		line, _, whole := strings.Cut(info.Text[off:], "\n")
-		if !whole {
-			info.Warnings = append(info.Warnings, fmt.Sprintf("last line is cut off: %.80q", line))
-			break
-		}
+		next := off + len(line) + 1
+		line = strings.TrimSuffix(line, "\r")
+		cutOff := !whole && uint64(len(text))%phys.PageSize == 0
 		key, value, _ := strings.Cut(line, "=")
-		known, err := info.set(key, value)
+		var known bool
+		var err error
+		if !cutOff {
+			known, err = info.set(key, value)
+		}
 		switch {
+		case cutOff || !whole && (err != nil || !known):
+			info.Warnings = append(info.Warnings, fmt.Sprintf("last line is cut off: %.80q", line))
 		case err != nil:
 			return nil, fmt.Errorf("parse VMCOREINFO: %w", &FormatError{off, key, err.Error()})
 		case !known:
@@ -99,12 +107,33 @@ func Parse(text []byte) (*Info, error) {
 			info.Warnings = append(info.Warnings, fmt.Sprintf("given twice, the last counts: %.80q", line))
 		}
 		seen[key] = true
-		off += len(line) + 1
+		off = next
 	}
 	if info.Release == "" {
 		return nil, fmt.Errorf("parse VMCOREINFO: %w", &FormatError{0, "OSRELEASE", "missing"})
 	}
 	return info, nil
+}
+
+// printable returns the part of text that is a text, and warns of what
+// follows it.
+func (info *Info) printable(text []byte) []byte {
+	all := len(text)
+	if i := bytes.IndexByte(text, 0); i >= 0 {
+		rest := text[i:]
+		text = text[:i]
+		if len(bytes.Trim(rest, "\x00")) > 0 {
+			info.Warnings = append(info.Warnings, fmt.Sprintf("offset %d: %d bytes after a NUL are ignored", len(text), len(rest)))
+		}
+	}
+	for i, c := range text {
+		if (c < ' ' || c > '~') && c != '\n' && (c != '\r' || i+1 < len(text) && text[i+1] != '\n') {
+			text = text[:bytes.LastIndexByte(text[:i], '\n')+1]
+			info.Warnings = append(info.Warnings, fmt.Sprintf("offset %d: byte %#02x is not printable: %d bytes from offset %d on are ignored", i, c, all-len(text), len(text)))
+			break
+		}
+	}
+	return text
 }
 
 // set stores one line's value; known is false for a key of unknown form.

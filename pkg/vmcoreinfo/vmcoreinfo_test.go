@@ -1,6 +1,7 @@
 package vmcoreinfo_test
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -110,8 +111,8 @@ func TestParseDamaged(t *testing.T) {
 	}{
 		{"empty", "", 0, "OSRELEASE"},
 		{"noRelease", "PAGESIZE=4096\n", 0, "OSRELEASE"},
-		{"notPrintable", "OSRELEASE=6.1\n\x00", 14, "text"},
-		{"notASCII", "OSRELEASE=6.1\xe9\n", 13, "text"},
+		{"startsWithNUL", "\x00OSRELEASE=6.1\n", 0, "OSRELEASE"},
+		{"releaseNotASCII", "OSRELEASE=6.1\xe9\nPAGESIZE=4096\n", 0, "OSRELEASE"},
 		{"buildID", "OSRELEASE=6.1\nBUILD-ID=xyz\n", 14, "BUILD-ID"},
 		{"pageSize", "OSRELEASE=6.1\nPAGESIZE=4k\n", 14, "PAGESIZE"},
 		{"kernelOffset", "OSRELEASE=6.1\nKERNELOFFSET=\n", 14, "KERNELOFFSET"},
@@ -137,8 +138,60 @@ func TestParseDamaged(t *testing.T) {
 			}
 		})
 	}
-	if _, err := vmcoreinfo.Parse(make([]byte, vmcoreinfo.MaxText+1)); err == nil {
+	if _, err := vmcoreinfo.Parse(bytes.Repeat([]byte("\n"), vmcoreinfo.MaxText+1)); err == nil {
 		t.Error("a text above MaxText: no error")
+	}
+}
+
+// TestParseEnds: what others put around the text, or leave off, changes
+// nothing of what it says.
+func TestParseEnds(t *testing.T) {
+	const text = "OSRELEASE=6.1\nPAGESIZE=65536\nSIZE(s)=65\nNUMBER(n)=-1\n"
+	whole := strings.TrimSuffix(text, "\n")
+	fill := func(n int) string { // text of n bytes, without a newline at its end
+		return text + "SIZE(x)=" + strings.Repeat("0", n-len(text)-len("SIZE(x)=")-1) + "7"
+	}
+	for _, c := range []struct {
+		name, text string
+		number     bool // NUMBER(n) is read
+		x          uint64
+		warning    string
+	}{
+		{"asKernel", text, true, 0, ""},
+		{"oneNUL", text + "\x00", true, 0, ""},
+		{"padded", text + strings.Repeat("\x00", 4072), true, 0, ""},
+		{"paddedBeyondMaxText", text + strings.Repeat("\x00", vmcoreinfo.MaxText), true, 0, ""},
+		{"garbageAfterNUL", text + "\x00SIZE(s)=1\nx", true, 0, "offset 53: 12 bytes after a NUL are ignored"},
+		{"garbage", text + "\xff\xfe\x01", true, 0, "offset 53: byte 0xff is not printable: 3 bytes from offset 53 on are ignored"},
+		{"garbageInLastLine", whole + "\x7f\n", false, 0, "14 bytes from offset 40 on are ignored"},
+		{"textAfterGarbage", text + "\x80SIZE(s)=1\n", true, 0, "byte 0x80 is not printable"},
+		{"unknownLine", text + "garbage\n", true, 0, "unknown line"},
+		{"crlf", strings.ReplaceAll(text, "\n", "\r\n"), true, 0, ""},
+		{"crlfNoLastNewline", strings.ReplaceAll(whole, "\n", "\r\n"), true, 0, ""},
+		{"crlfCutInside", strings.ReplaceAll(text, "\n", "\r\n")[:len(text)+3], true, 0, ""},
+		{"crAlone", text + "SIZE(x)=1\rSIZE(x)=2\n", true, 0, "byte 0x0d is not printable"},
+		{"noLastNewline", whole, true, 0, ""},
+		{"noLastNewlineNUL", whole + "\x00\x00", true, 0, ""},
+		{"lastLineCut", text + "SYMBOL(_ste", true, 0, "last line is cut off"},
+		{"lastValueCut", text + "SYMBOL(_stext)=", true, 0, "last line is cut off"},
+		{"page", fill(4096), true, 0, "last line is cut off"},
+		{"lessThanPage", fill(4095), true, 7, ""},
+		{"morePages", fill(16384), true, 0, "last line is cut off"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			info, err := vmcoreinfo.Parse([]byte(c.text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, number := info.Numbers["n"]
+			if info.Release != "6.1" || info.PageSize != 65536 || info.Sizes["s"] != 65 || number != c.number || info.Sizes["x"] != c.x {
+				t.Errorf("got release %q, page size %d, sizes %v, NUMBER(n) %v; want NUMBER(n) %v, SIZE(x) %d", info.Release, info.PageSize, info.Sizes, number, c.number, c.x)
+			}
+			got := strings.Join(info.Warnings, "\n")
+			if !strings.Contains(got, c.warning) || (c.warning == "") != (got == "") {
+				t.Errorf("warnings %q, want %q", got, c.warning)
+			}
+		})
 	}
 }
 
@@ -167,6 +220,7 @@ func render(info *vmcoreinfo.Info) []byte {
 
 func FuzzParse(f *testing.F) {
 	f.Add(debian(f)[:400]) // all of it would take the minimizer minutes
+	f.Add([]byte("OSRELEASE=6.1\r\nSIZE(x)=1\x00\x00garbage"))
 	f.Add([]byte("OSRELEASE=6.1\nNUMBER(x)=0xffffc90000000000\nunknown\nSIZE(x"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		info, err := vmcoreinfo.Parse(text)

@@ -41,6 +41,9 @@ var le = binary.LittleEndian
 
 // Filter says which pages to leave out; a *dumpfilter.Filter is one.
 type Filter interface {
+	// PageSize is the size of the pages that Drop is about, in bytes: that of
+	// the crashed kernel's.
+	PageSize() uint64
 	// Drop sets bit i%64 of dst[i/64] if page first+i is to be left out, for
 	// all i below n. It is called by several goroutines at once.
 	Drop(dst []uint64, first, n uint64) (dumpfilter.Counts, error)
@@ -116,9 +119,9 @@ type Progress struct {
 // maxUnreadable is how many ranges that can't be read are listed.
 const maxUnreadable = 4096
 
-// Result is what Convert did. Counts are pages.
+// Result is what Convert did. Counts are pages of PageSize.
 type Result struct {
-	PageSize uint64
+	PageSize uint64 // of what is counted here: the files' blocks
 	Pages    uint64 // of memory
 	Dropped  uint64 // by the filter
 	Counts   dumpfilter.Counts
@@ -145,7 +148,7 @@ type job struct {
 	Options
 	ctx    context.Context
 	src    vmcore.Dump
-	info   *vmcore.Info
+	info   *vmcore.Info // the source's, but for BlockSize, which is that of the pages here
 	pager  vmcore.Pager // nil if src is none
 	filter Filter
 	keep   keepMap
@@ -171,20 +174,21 @@ func convert(ctx context.Context, src vmcore.Dump, filter Filter, dst []io.Write
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
-	info := src.Info()
+	info := *src.Info()
+	info.BlockSize = blockSize(&info, filter)
 	switch {
 	case len(dst) == 0 || len(dst) > 1 && o.Format != KDump:
 		return Result{}, fmt.Errorf("%d files, want one, or several in kdump format", len(dst))
-	case !vmcore.ValidPageSize(info.PageSize):
-		return Result{}, fmt.Errorf("page size %d", info.PageSize)
+	case !vmcore.ValidPageSize(info.BlockSize):
+		return Result{}, fmt.Errorf("pages of %d bytes, want a power of two from %d to %d", info.BlockSize, vmcore.MinPageSize, vmcore.MaxPageSize)
 	case len(info.Memory) == 0:
 		return Result{}, errors.New("the source describes no memory")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	j := &job{Options: o, ctx: ctx, src: src, info: info, filter: filter}
+	j := &job{Options: o, ctx: ctx, src: src, info: &info, filter: filter}
 	j.pager, _ = src.(vmcore.Pager)
-	j.result.PageSize = info.PageSize
+	j.result.PageSize = info.BlockSize
 	if err := j.scan(); err != nil {
 		return Result{}, err
 	}
@@ -205,11 +209,26 @@ func convert(ctx context.Context, src vmcore.Dump, filter Filter, dst []io.Write
 	if err := j.pump(); err != nil {
 		return Result{}, err
 	}
-	j.result.inherit(info)
+	j.result.inherit(&info)
 	if err := j.out.finish(); err != nil {
 		return Result{}, err
 	}
 	return j.result, nil
+}
+
+// blockSize returns the size of the pages that are kept or left out one by one:
+// the kernel's, or the source's blocks if these are smaller, because of several
+// blocks that make a page the source may have some. The files have blocks of
+// that size. A block of the source that is larger than a page is several.
+func blockSize(info *vmcore.Info, filter Filter) uint64 {
+	size := info.PageSize
+	if info.BlockSize != 0 {
+		size = min(size, info.BlockSize)
+	}
+	if filter != nil {
+		size = min(size, filter.PageSize())
+	}
+	return size
 }
 
 // parallel runs worker in all goroutines and returns the first error, which
@@ -260,7 +279,7 @@ func (r *Result) inherit(info *vmcore.Info) {
 }
 
 func (j *job) unreadableText() []byte {
-	return vmcore.UnreadableText(j.result.Unreadable, j.result.MoreUnreadable, j.info.PageSize)
+	return vmcore.UnreadableText(j.result.Unreadable, j.result.MoreUnreadable, j.info.BlockSize)
 }
 
 // unreadable notes a page that could not be read.

@@ -277,6 +277,8 @@ func TestConvertSame(t *testing.T) {
 // evens leaves out every second page, and says that all were cache.
 type evens struct{}
 
+func (evens) PageSize() uint64 { return 4096 }
+
 func (evens) Drop(dst []uint64, first, n uint64) (c dumpfilter.Counts, err error) {
 	for i := range n {
 		if (first+i)%2 == 0 {
@@ -289,6 +291,8 @@ func (evens) Drop(dst []uint64, first, n uint64) (c dumpfilter.Counts, err error
 
 // broken can't decide.
 type broken struct{}
+
+func (broken) PageSize() uint64 { return 4096 }
 
 func (broken) Drop([]uint64, uint64, uint64) (dumpfilter.Counts, error) {
 	return dumpfilter.Counts{}, errors.New("no idea")
@@ -550,6 +554,8 @@ func TestFormat(t *testing.T) {
 
 // poisoned leaves out a page that must not be read.
 type poisoned struct{ pfn uint64 }
+
+func (poisoned) PageSize() uint64 { return 4096 }
 
 func (p poisoned) Drop(dst []uint64, first, n uint64) (c dumpfilter.Counts, err error) {
 	if p.pfn >= first && p.pfn < first+n {

@@ -18,8 +18,23 @@ const (
 )
 
 // describe returns what the headers say about the source: what it says itself,
-// completed from its memory.
-func (j *job) describe() (info vmcore.Info, physBase uint64) {
+// completed from its memory. The error is for a machine that the format can't
+// name: a file that is silently of another machine is worse than none.
+func (j *job) describe() (info vmcore.Info, physBase uint64, err error) {
+	info, physBase = j.complete()
+	machine := info.Uname.Machine
+	switch {
+	case j.Format == ELF && info.Machine == 0 && machine == "":
+		err = errors.New("the source doesn't tell its machine, which an ELF file must name: write kdump format")
+	case j.Format == ELF && info.Machine == 0:
+		err = fmt.Errorf("machine %q has no number here that an ELF file could name: write kdump format", machine)
+	case j.Format == KDump && info.Machine != 0 && machine == "":
+		err = fmt.Errorf("machine %d of the source's ELF header has no name here that a kdump file could give: write ELF format", info.Machine)
+	}
+	return info, physBase, err
+}
+
+func (j *job) complete() (info vmcore.Info, physBase uint64) {
 	info = *j.info
 	if info.CPUs == 0 {
 		for n, err := range vmcore.Notes(info.Notes) {
@@ -41,6 +56,9 @@ func (j *job) describe() (info vmcore.Info, physBase uint64) {
 	}
 	if info.Created == 0 {
 		info.Created = v.CrashTime
+	}
+	if info.Machine != elfcore.MachineAMD64 && info.Machine != elfcore.MachineARM64 {
+		return info, 0
 	}
 	if u, err := j.uname(v); err == nil && info.Uname.Nodename == "" {
 		info.Uname = u
@@ -111,8 +129,12 @@ func (j *job) warn(what string, err error) {
 
 // mapping returns where a kernel mapped its memory.
 func mapping(src vmcore.Dump, v *vmcoreinfo.Info, machine uint16) (vmcoreinfo.Mapping, error) {
-	if machine != elfcore.MachineARM64 {
+	switch machine {
+	case elfcore.MachineAMD64:
 		return vmcoreinfo.KernelMapping(src, v)
+	case elfcore.MachineARM64:
+	default:
+		return vmcoreinfo.Mapping{}, errors.New("machine is neither x86-64 nor arm64")
 	}
 	bits, ok := v.Numbers["VA_BITS"]
 	start, ok2 := v.Numbers["PHYS_OFFSET"]

@@ -26,7 +26,10 @@ type elfOutput struct {
 }
 
 func (j *job) openELF(dst []io.WriterAt) error {
-	info, _ := j.describe()
+	info, _, err := j.describe()
+	if err != nil {
+		return err
+	}
 	loads, err := j.loads()
 	if err != nil {
 		return err
@@ -40,11 +43,11 @@ func (j *job) openELF(dst []io.WriterAt) error {
 		gap = smallestGap
 	}
 	for ; ; gap *= 2 {
-		data, err := j.keep.ranges(gap, j.info.PageSize)
+		data, err := j.keep.ranges(gap, j.info.BlockSize)
 		if err != nil {
 			return err
 		}
-		layout, err := elfdump.NewLayout(info.Machine, info.Notes, loads, data, info.PageSize)
+		layout, err := elfdump.NewLayout(info.Machine, info.Notes, loads, data, info.BlockSize)
 		var many *elfdump.TooManyError
 		if errors.As(err, &many) && gap < kdump.MaxPages {
 			continue
@@ -54,7 +57,7 @@ func (j *job) openELF(dst []io.WriterAt) error {
 		}
 		o := &elfOutput{job: j, dst: dst[0], layout: layout}
 		if n := len(data); n > 0 {
-			o.last = data[n-1].End/info.PageSize - 1
+			o.last = data[n-1].End/info.BlockSize - 1
 		}
 		j.out = o
 		switch {
@@ -62,7 +65,7 @@ func (j *job) openELF(dst []io.WriterAt) error {
 			more := j.keep.fill(data, j.info)
 			r.Dropped -= more
 		case gap > 1:
-			r.Blank = overlap(data, j.info)/info.PageSize - j.keep.pages
+			r.Blank = overlap(data, j.info)/info.BlockSize - j.keep.pages
 			j.result.Warnings = append(j.result.Warnings, fmt.Sprintf("%d pages that are left out are zero in the file: it would have too many segments without them", r.Blank))
 		}
 		if j.NoHoles {
@@ -77,7 +80,7 @@ func overlap(data []phys.Range, info *vmcore.Info) (size uint64) {
 	for _, r := range data {
 		at := r.Start
 		for _, m := range overlapping(info.Memory, r) {
-			start, end := max(at, phys.AlignDown(m.Start, info.PageSize)), min(r.End, (m.End-1)|(info.PageSize-1)+1)
+			start, end := max(at, phys.AlignDown(m.Start, info.BlockSize)), min(r.End, (m.End-1)|(info.BlockSize-1)+1)
 			if start < end {
 				size += end - start
 				at = end
@@ -93,11 +96,11 @@ func (k *keepMap) fill(data []phys.Range, info *vmcore.Info) (more uint64) {
 	var w, memory words
 	for i := range k.chunks {
 		c := &k.chunks[i]
-		all := phys.Range{Start: c.first * info.PageSize, End: (c.first + chunkPages) * info.PageSize}
+		all := phys.Range{Start: c.first * info.BlockSize, End: (c.first + chunkPages) * info.BlockSize}
 		clear(w[:])
 		for _, r := range overlapping(data, all) {
 			r = r.Intersect(all)
-			set(&w, r.Start/info.PageSize-c.first, r.End/info.PageSize-c.first)
+			set(&w, r.Start/info.BlockSize-c.first, r.End/info.BlockSize-c.first)
 		}
 		memoryOf(&memory, info, c.first)
 		for i := range w {
@@ -135,7 +138,7 @@ func (k *keepMap) ranges(gap, pageSize uint64) ([]phys.Range, error) {
 
 // writeGaps writes the zeroes in data that stand for pages that are left out.
 func (o *elfOutput) writeGaps(data []phys.Range) error {
-	size := o.info.PageSize
+	size := o.info.BlockSize
 	zeroes := make([]byte, smallestGap*size)
 	c := newCursor(&o.keep)
 	for _, r := range data {
@@ -184,7 +187,7 @@ func (o *elfOutput) place(*batch) error { return nil }
 
 // write writes pages that follow each other in the file at once.
 func (o *elfOutput) write(b *batch) error {
-	size := int64(o.info.PageSize)
+	size := int64(o.info.BlockSize)
 	var from, to, at int64 // b.data[from:to] goes to at
 	flush := func() error {
 		if from == to {

@@ -18,8 +18,11 @@ func (j *job) openKDump(dst []io.WriterAt) error {
 	if err != nil {
 		return err
 	}
-	info, physBase := j.describe()
-	last := (info.Memory[len(info.Memory)-1].End-1)/info.PageSize + 1
+	info, physBase, err := j.describe()
+	if err != nil {
+		return err
+	}
+	last := (info.Memory[len(info.Memory)-1].End-1)/info.BlockSize + 1
 	var parts []kdump.Part
 	for i, d := range dst {
 		parts = append(parts, kdump.Part{Dst: d, End: min(ends[i], last), Pages: pages[i]})
@@ -43,7 +46,7 @@ func (o *kdumpOutput) end(pfn uint64) uint64 {
 }
 
 func (o *kdumpOutput) encoder() (func(*batch, uint64, []byte), error) {
-	e, err := kdump.NewEncoder(o.Codec, o.Level, int(o.info.PageSize))
+	e, err := kdump.NewEncoder(o.Codec, o.Level, int(o.info.BlockSize))
 	if err != nil {
 		return nil, err
 	}

@@ -60,7 +60,7 @@ func chunksOf(info *vmcore.Info) ([]chunk, error) {
 	var out []chunk
 	next := uint64(0) // lowest chunk that may come
 	for _, r := range info.Memory {
-		first, end := r.Start/info.PageSize/chunkPages, (r.End-1)/info.PageSize/chunkPages+1
+		first, end := r.Start/info.BlockSize/chunkPages, (r.End-1)/info.BlockSize/chunkPages+1
 		if end > kdump.MaxPages/chunkPages {
 			return nil, fmt.Errorf("memory %v: more than %d pages", r, uint64(kdump.MaxPages))
 		}
@@ -91,7 +91,7 @@ func (j *job) scan() error {
 			if err := s.scan(&chunks[i]); err != nil {
 				return err
 			}
-			j.progress(Progress{Phase: Scanning, Done: done.Add(chunkPages * j.info.PageSize), Total: uint64(len(chunks)) * chunkPages * j.info.PageSize})
+			j.progress(Progress{Phase: Scanning, Done: done.Add(chunkPages * j.info.BlockSize), Total: uint64(len(chunks)) * chunkPages * j.info.BlockSize})
 		}
 	})
 }
@@ -112,12 +112,9 @@ func (s *scanner) scan(c *chunk) error {
 	pages := count(&s.keep)
 	s.memory += pages
 	if s.filter != nil && pages > 0 {
-		clear(s.drop[:])
-		counts, err := s.filter.Drop(s.drop[:], c.first, chunkPages)
-		if err != nil {
+		if err := s.ask(c.first); err != nil {
 			return fmt.Errorf("filter pages from %#x: %w", c.first, err)
 		}
-		s.counts.Add(counts)
 		for i := range s.keep {
 			s.keep[i] &^= s.drop[i]
 		}
@@ -126,7 +123,8 @@ func (s *scanner) scan(c *chunk) error {
 		for i := range s.keep {
 			for w := s.keep[i]; w != 0; w &= w - 1 {
 				bit := uint64(bits.TrailingZeros64(w))
-				if !s.pager.Holds(c.first + uint64(i)*64 + bit) {
+				at := (c.first + uint64(i)*64 + bit) * info.BlockSize
+				if !s.pager.Holds(phys.Range{Start: at, End: at + info.BlockSize}) {
 					s.keep[i] &^= 1 << bit
 					s.holes++
 				}
@@ -138,13 +136,41 @@ func (s *scanner) scan(c *chunk) error {
 	return nil
 }
 
+// ask sets the bits of s.drop of the pages that the filter leaves out, in the
+// chunk from page first on. The filter's pages are the kernel's, which may be
+// as large as several of those here.
+func (s *scanner) ask(first uint64) error {
+	clear(s.drop[:])
+	blocks := s.filter.PageSize() / s.info.BlockSize // a power of two, at most 64
+	if blocks == 1 {
+		counts, err := s.filter.Drop(s.drop[:], first, chunkPages)
+		s.counts.Add(counts)
+		return err
+	}
+	var large [chunkWords / 2]uint64
+	counts, err := s.filter.Drop(large[:chunkWords/blocks], first/blocks, chunkPages/blocks)
+	if err != nil {
+		return err
+	}
+	for range blocks {
+		s.counts.Add(counts)
+	}
+	for i, w := range large {
+		for ; w != 0; w &= w - 1 {
+			page := uint64(i)*64 + uint64(bits.TrailingZeros64(w))
+			set(&s.drop, page*blocks, (page+1)*blocks)
+		}
+	}
+	return nil
+}
+
 // memoryOf sets the bits of the chunk's pages of which a part is memory.
 func memoryOf(w *words, info *vmcore.Info, first uint64) {
-	all := phys.Range{Start: first * info.PageSize, End: (first + chunkPages) * info.PageSize}
+	all := phys.Range{Start: first * info.BlockSize, End: (first + chunkPages) * info.BlockSize}
 	clear(w[:])
 	for _, r := range overlapping(info.Memory, all) {
 		r = r.Intersect(all)
-		set(w, r.Start/info.PageSize-first, (r.End-1)/info.PageSize+1-first)
+		set(w, r.Start/info.BlockSize-first, (r.End-1)/info.BlockSize+1-first)
 	}
 }
 

@@ -176,7 +176,7 @@ func (p *pump) unlocked(f func() error) error {
 
 // fill gives a batch the next pages.
 func (p *pump) fill(b *batch) error {
-	limit := max(batchSize/p.info.PageSize, 1)
+	limit := max(batchSize/p.info.BlockSize, 1)
 	end := ^uint64(0)
 	for b.size < limit {
 		first, n, err := p.cursor.next(limit-b.size, end)
@@ -221,7 +221,7 @@ func (p *pump) place() error {
 		}
 		p.done += b.size
 		if p.Progress != nil {
-			p.Progress(Progress{Phase: Writing, Done: p.done * p.info.PageSize, Total: p.keep.pages * p.info.PageSize})
+			p.Progress(Progress{Phase: Writing, Done: p.done * p.info.BlockSize, Total: p.keep.pages * p.info.BlockSize})
 		}
 	}
 	return nil
@@ -241,15 +241,15 @@ func newLoader(j *job) (*loader, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := max(readSize, j.info.PageSize)
-	l := &loader{job: j, encode: encode, buf: make([]byte, size), bad: make([]bool, size/j.info.PageSize)}
+	size := max(readSize, j.info.BlockSize)
+	l := &loader{job: j, encode: encode, buf: make([]byte, size), bad: make([]bool, size/j.info.BlockSize)}
 	l.viewer, _ = j.src.(vmcore.Viewer)
 	return l, nil
 }
 
 // load reads a batch's pages and encodes them.
 func (l *loader) load(b *batch) {
-	size := l.info.PageSize
+	size := l.info.BlockSize
 	for _, r := range b.runs {
 		for r.n > 0 {
 			n := min(r.n, uint64(len(l.bad)))
@@ -277,7 +277,7 @@ func (l *loader) load(b *batch) {
 // read reads the pages from first on into buf, and notes in l.bad which ones
 // can't be read.
 func (l *loader) read(buf []byte, first uint64) {
-	size := l.info.PageSize
+	size := l.info.BlockSize
 	clear(l.bad)
 	all := phys.Range{Start: first * size, End: first*size + uint64(len(buf))}
 	var err error

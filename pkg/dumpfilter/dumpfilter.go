@@ -125,6 +125,10 @@ func New(m Memory, info *vmcoreinfo.Info, memory phys.Set, level Level) (*Filter
 	return f, nil
 }
 
+// PageSize returns the size in bytes of the pages that PFNs count: the
+// kernel's, as VMCOREINFO says.
+func (f *Filter) PageSize() uint64 { return 1 << f.pageBits }
+
 // Block returns a number of pages, a power of two: ranges of multiples of it,
 // at multiples of it, are the cheapest. No free block reaches across their
 // borders; of other kinds a few pages larger than a block do, and are looked

@@ -1,9 +1,11 @@
 package vmcore
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"iter"
+	"strconv"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
@@ -81,34 +83,94 @@ func (i *Info) AddNotes(b []byte) {
 	}
 }
 
-// ReadNotes fills in what i.Notes tell and i doesn't have yet: VMCOREINFO, and
-// out of that PageSize and the kernel's release. What can't be read becomes a
-// Warning. PageSize is 4 KiB if nothing tells it.
-func (i *Info) ReadNotes() {
-	for n, err := range Notes(i.Notes) {
-		if i.VMCOREINFO != nil || err != nil {
-			break
+// ReadNotes fills in what VMCOREINFO says about the kernel: VMCOREINFO itself,
+// PageSize, Uname.Release and Machine. Of the texts in i.Notes, and of outside,
+// which lies elsewhere in the file, or is empty, the first that can be read
+// counts. Where the file's headers say something else, VMCOREINFO, which the
+// kernel itself wrote, decides. That, and what can't be read, is a Warning.
+// Without VMCOREINFO, PageSize is BlockSize, or 4 KiB.
+func (i *Info) ReadNotes(outside []byte) {
+	i.PageSize = cmp.Or(i.BlockSize, MinPageSize)
+	var failed error
+	try := func(text []byte) bool {
+		if len(text) == 0 {
+			return false
 		}
-		if n.Name == elfcore.NameVMCoreInfo {
-			i.VMCOREINFO = n.Desc
-		}
-	}
-	if i.VMCOREINFO != nil {
-		v, err := vmcoreinfo.Parse(i.VMCOREINFO)
+		v, err := vmcoreinfo.Parse(text)
 		if err != nil {
-			i.Warn(err.Error())
-		} else {
-			if i.Uname.Release == "" {
-				i.Uname.Release = v.Release
+			if failed == nil {
+				failed, i.VMCOREINFO = err, text
 			}
-			if i.PageSize == 0 && ValidPageSize(v.PageSize) {
-				i.PageSize = v.PageSize
-			}
+			return false
+		}
+		i.VMCOREINFO = text
+		for _, w := range v.Warnings {
+			i.Warn("VMCOREINFO: " + w)
+		}
+		i.believe(v)
+		return true
+	}
+	for n, err := range Notes(i.Notes) {
+		if err == nil && n.Name == elfcore.NameVMCoreInfo && try(n.Desc) {
+			return
 		}
 	}
-	if i.PageSize == 0 {
-		i.PageSize = MinPageSize
+	if !try(outside) && failed != nil {
+		i.Warn(failed.Error())
 	}
+}
+
+// believe takes from VMCOREINFO what it says better than the headers.
+func (i *Info) believe(v *vmcoreinfo.Info) {
+	switch {
+	case ValidPageSize(v.PageSize):
+		i.PageSize = v.PageSize
+	case v.PageSize != 0:
+		i.Warn(fmt.Sprintf("VMCOREINFO: PAGESIZE is %d, want a power of two from %d to %d: taken for %d, and no page can be left out",
+			v.PageSize, MinPageSize, MaxPageSize, i.PageSize))
+	}
+	if i.Uname.Release != "" && i.Uname.Release != v.Release {
+		i.Warn(fmt.Sprintf("the header says release %q, VMCOREINFO %q, which is taken", i.Uname.Release, v.Release))
+	}
+	i.Uname.Release = v.Release
+	if m := machineIn(v); m != 0 && m != i.Machine {
+		if name := i.machine(); name != "" {
+			i.Warn(fmt.Sprintf("the header says machine %s, VMCOREINFO %s, which is taken", name, MachineName(m)))
+		}
+		i.Machine, i.Uname.Machine = m, MachineName(m)
+	}
+}
+
+// machine is the machine for a message, "" if the header doesn't tell.
+func (i *Info) machine() string {
+	switch {
+	case i.Uname.Machine != "":
+		return strconv.Quote(i.Uname.Machine)
+	case i.Machine != 0:
+		return fmt.Sprintf("e_machine %d", i.Machine)
+	}
+	return ""
+}
+
+// machineIn returns the machine that VMCOREINFO is of, 0 if it isn't clear:
+// each architecture writes numbers of its own (arch/*/kernel/vmcore_info.c in
+// v6.12).
+func machineIn(v *vmcoreinfo.Info) uint16 {
+	has := func(names ...string) bool {
+		for _, name := range names {
+			if _, ok := v.Numbers[name]; !ok {
+				return false
+			}
+		}
+		return true
+	}
+	switch {
+	case has("kimage_voffset", "PHYS_OFFSET"):
+		return elfcore.MachineARM64
+	case has("phys_base", "KERNEL_IMAGE_SIZE") || has("phys_base", "pgtable_l5_enabled"):
+		return elfcore.MachineAMD64
+	}
+	return 0
 }
 
 // Sizes of pages, in bytes.
@@ -135,10 +197,19 @@ func (i *Info) Warn(text string) {
 	}
 }
 
-// Machines by the name that uname(2) gives them.
+// machines are the 64-bit little-endian machines that Linux runs on, by the
+// name that uname(2) gives them (include/uapi/linux/elf-em.h in v6.12). Dumps
+// of all of them are read; of those but the first two nothing is known but
+// where their memory is.
 var machines = map[string]uint16{
-	"x86_64":  elfcore.MachineAMD64,
-	"aarch64": elfcore.MachineARM64,
+	"x86_64":      elfcore.MachineAMD64,
+	"aarch64":     elfcore.MachineARM64,
+	"alpha":       0x9026,
+	"ia64":        50,
+	"loongarch64": 258,
+	"mips64":      8,
+	"ppc64le":     21,
+	"riscv64":     243,
 }
 
 // MachineOf returns the e_machine of a machine that uname(2) names so, 0 if

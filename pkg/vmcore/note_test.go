@@ -90,27 +90,81 @@ func TestWarnIsBounded(t *testing.T) {
 }
 
 func TestReadNotes(t *testing.T) {
+	const x86, arm = "NUMBER(phys_base)=0\nNUMBER(KERNEL_IMAGE_SIZE)=1\n", "NUMBER(kimage_voffset)=0\nNUMBER(PHYS_OFFSET)=0\n"
 	for _, tt := range []struct {
 		name, text string
-		want       vmcore.Info
+		header     vmcore.Info
+		want       vmcore.Info // PageSize, Machine, Uname
+		warning    string
 	}{
-		{"arm64", "OSRELEASE=6.12\nPAGESIZE=65536\n", vmcore.Info{PageSize: 65536, Uname: vmcore.Uname{Release: "6.12"}}},
-		{"oddPageSize", "OSRELEASE=6.12\nPAGESIZE=5000\n", vmcore.Info{PageSize: 4096, Uname: vmcore.Uname{Release: "6.12"}}},
-		{"garbage", "x=y\n", vmcore.Info{PageSize: 4096}},
+		{"arm64", "OSRELEASE=6.12\nPAGESIZE=65536\n", vmcore.Info{},
+			vmcore.Info{PageSize: 65536, Uname: vmcore.Uname{Release: "6.12"}}, ""},
+		{"oddPageSize", "OSRELEASE=6.12\nPAGESIZE=5000\n", vmcore.Info{},
+			vmcore.Info{PageSize: 4096, Uname: vmcore.Uname{Release: "6.12"}}, "PAGESIZE is 5000, want a power of two from 4096 to 262144: taken for 4096"},
+		{"hugePageSize", "OSRELEASE=6.12\nPAGESIZE=1048576\n", vmcore.Info{BlockSize: 65536},
+			vmcore.Info{PageSize: 65536, Uname: vmcore.Uname{Release: "6.12"}}, "PAGESIZE is 1048576, want a power of two from 4096 to 262144: taken for 65536"},
+		{"noPageSize", "OSRELEASE=6.12\n", vmcore.Info{BlockSize: 16384},
+			vmcore.Info{PageSize: 16384, Uname: vmcore.Uname{Release: "6.12"}}, ""},
+		{"smallerThanBlock", "OSRELEASE=6.12\nPAGESIZE=4096\n", vmcore.Info{BlockSize: 65536},
+			vmcore.Info{PageSize: 4096, Uname: vmcore.Uname{Release: "6.12"}}, ""},
+		{"largerThanBlock", "OSRELEASE=6.12\nPAGESIZE=65536\n", vmcore.Info{BlockSize: 4096},
+			vmcore.Info{PageSize: 65536, Uname: vmcore.Uname{Release: "6.12"}}, ""},
+		{"otherRelease", "OSRELEASE=6.12\n", vmcore.Info{Uname: vmcore.Uname{Release: "6.1"}},
+			vmcore.Info{PageSize: 4096, Uname: vmcore.Uname{Release: "6.12"}}, `the header says release "6.1", VMCOREINFO "6.12", which is taken`},
+		{"machine", "OSRELEASE=6.12\n" + arm, vmcore.Info{},
+			vmcore.Info{PageSize: 4096, Machine: elfcore.MachineARM64, Uname: vmcore.Uname{Release: "6.12", Machine: "aarch64"}}, ""},
+		{"otherMachine", "OSRELEASE=6.12\n" + arm, vmcore.Info{Machine: elfcore.MachineAMD64, Uname: vmcore.Uname{Machine: "x86_64"}},
+			vmcore.Info{PageSize: 4096, Machine: elfcore.MachineARM64, Uname: vmcore.Uname{Release: "6.12", Machine: "aarch64"}}, `the header says machine "x86_64", VMCOREINFO aarch64, which is taken`},
+		{"otherMachineELF", "OSRELEASE=6.12\n" + x86, vmcore.Info{Machine: elfcore.MachineARM64},
+			vmcore.Info{PageSize: 4096, Machine: elfcore.MachineAMD64, Uname: vmcore.Uname{Release: "6.12", Machine: "x86_64"}}, `the header says machine e_machine 183, VMCOREINFO x86_64`},
+		{"foreignMachine", "OSRELEASE=6.12\nNUMBER(phys_ram_base)=0\n", vmcore.Info{Machine: 243, Uname: vmcore.Uname{Machine: "riscv64"}},
+			vmcore.Info{PageSize: 4096, Machine: 243, Uname: vmcore.Uname{Release: "6.12", Machine: "riscv64"}}, ""},
+		{"binary", "OSRELEASE=6.12\nx\x80\n", vmcore.Info{},
+			vmcore.Info{PageSize: 4096, Uname: vmcore.Uname{Release: "6.12"}}, "VMCOREINFO: offset 16: byte 0x80 is not printable"},
+		{"garbage", "x=y\n", vmcore.Info{}, vmcore.Info{PageSize: 4096}, "OSRELEASE: missing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, err := elfcore.AppendNote(nil, elfcore.ELFNote{Name: elfcore.NameVMCoreInfo, Desc: []byte(tt.text)})
 			if err != nil {
 				t.Fatal(err)
 			}
+			got := tt.header
+			got.AddNotes(b)
+			got.ReadNotes(nil)
+			if string(got.VMCOREINFO) != tt.text || got.PageSize != tt.want.PageSize || got.Uname != tt.want.Uname || got.Machine != tt.want.Machine {
+				t.Errorf("VMCOREINFO %q, page size %d, machine %d, %+v; want %d, %d, %+v",
+					got.VMCOREINFO, got.PageSize, got.Machine, got.Uname, tt.want.PageSize, tt.want.Machine, tt.want.Uname)
+			}
+			if all := strings.Join(got.Warnings, "\n"); !strings.Contains(all, tt.warning) || (tt.warning == "") != (all == "") {
+				t.Errorf("warnings %q, want %q", got.Warnings, tt.warning)
+			}
+		})
+	}
+}
+
+// TestReadNotesTwice: of several texts, the first that can be read counts.
+func TestReadNotesTwice(t *testing.T) {
+	for _, tt := range []struct {
+		name, first, second, outside, want string
+	}{
+		{"first", "OSRELEASE=1\n", "OSRELEASE=2\n", "OSRELEASE=3\n", "1"},
+		{"second", "garbage", "OSRELEASE=2\n", "OSRELEASE=3\n", "2"},
+		{"outside", "garbage", "", "OSRELEASE=3\n", "3"},
+		{"none", "garbage", "", "", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var b []byte
+			for _, text := range []string{tt.first, tt.second} {
+				var err error
+				if b, err = elfcore.AppendNote(b, elfcore.ELFNote{Name: elfcore.NameVMCoreInfo, Desc: []byte(text)}); err != nil {
+					t.Fatal(err)
+				}
+			}
 			var got vmcore.Info
 			got.AddNotes(b)
-			got.ReadNotes()
-			if string(got.VMCOREINFO) != tt.text || got.PageSize != tt.want.PageSize || got.Uname != tt.want.Uname {
-				t.Errorf("VMCOREINFO %q, page size %d, %+v", got.VMCOREINFO, got.PageSize, got.Uname)
-			}
-			if (tt.name == "garbage") != (got.Warnings != nil) {
-				t.Errorf("warnings %q", got.Warnings)
+			got.ReadNotes([]byte(tt.outside))
+			if got.Uname.Release != tt.want || (tt.want == "") != (len(got.Warnings) > 0) {
+				t.Errorf("release %q, want %q; warnings %q", got.Uname.Release, tt.want, got.Warnings)
 			}
 		})
 	}
@@ -123,7 +177,7 @@ func FuzzNotes(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var info vmcore.Info
 		info.AddNotes(b)
-		info.ReadNotes()
+		info.ReadNotes(nil)
 		// What was taken over reads back as it is.
 		var again vmcore.Info
 		again.AddNotes(info.Notes)

@@ -31,10 +31,9 @@ type Dump interface {
 // Pager is implemented by dumps that know which pages they hold without
 // reading them.
 type Pager interface {
-	// Holds says whether the page is in the file. A PFN is an address
-	// divided by Info.PageSize. It is false where the file is too damaged to
-	// know; reading the page then tells why.
-	Holds(pfn uint64) bool
+	// Holds says whether the file has some of r's memory. It is false where
+	// the file is too damaged to know; reading the memory then tells why.
+	Holds(r phys.Range) bool
 }
 
 // Counter is implemented by dumps that can tell how much they hold.
@@ -84,11 +83,18 @@ const LevelUnknown = -1
 
 // Info is what a dump file says about itself.
 type Info struct {
-	Format   string   // "elf" or "kdump"; behind it " flattened" if the file was
-	Machine  uint16   // e_machine; 0 if not known
-	PageSize uint64   // bytes
-	Loads    []Load   // in the order of the file; none if the file doesn't say
-	Memory   phys.Set // that the dump describes, whether the file holds it or not
+	Format  string // "elf" or "kdump", followed by " flattened" if the file is
+	Machine uint16 // e_machine; 0 if not known
+	// PageSize is the size of the crashed kernel's pages in bytes. VMCOREINFO
+	// decides; a file without it is taken to have blocks of one page each.
+	PageSize uint64
+	// BlockSize is the size in bytes of the pieces of memory that the file
+	// holds or leaves out, one by one; 0 for an ELF file, which has none. It
+	// need not be PageSize: QEMU writes blocks of 64 KiB for arm64 kernels
+	// with pages of 4 KiB.
+	BlockSize uint64
+	Loads     []Load   // in the order of the file; none if the file doesn't say
+	Memory    phys.Set // that the dump describes, whether the file holds it or not
 	// Notes are ELF notes, raw as in the source: the contents of all PT_NOTEs
 	// one behind the other, each padded to 4 bytes.
 	Notes      []byte

@@ -144,7 +144,7 @@ func (c *comparison) level(level dumpfilter.Level, memory phys.Set) (same bool, 
 	var onlyWe, onlyThey difference
 	for _, r := range memory.AlignIn(c.info.PageSize) {
 		for pfn := r.Start / c.info.PageSize; pfn < r.End/c.info.PageSize; pfn++ {
-			we, they := dropped[pfn/64]>>(pfn%64)&1 != 0, !theirs.Holds(pfn)
+			we, they := dropped[pfn/64]>>(pfn%64)&1 != 0, !theirs.Holds(phys.Range{Start: pfn * c.info.PageSize, End: (pfn + 1) * c.info.PageSize})
 			switch {
 			case we && !they:
 				onlyWe.add(pfn)

@@ -93,10 +93,10 @@ func openKDump(r io.ReaderAt, size int64) (*Dump, error) {
 		return nil, fmt.Errorf("read dump: %w", err)
 	}
 	d := &Dump{r: r, kdump: k}
-	pageSize := k.Info().PageSize
+	pageSize := k.Info().BlockSize
 	for _, m := range k.Info().Memory {
 		for at := m.Start; at < m.End; at += pageSize {
-			if !k.Holds(at / pageSize) {
+			if !k.Holds(phys.Range{Start: at, End: at + pageSize}) {
 				continue
 			}
 			if n := len(d.held); n > 0 && d.held[n-1].End == at {

@@ -29,7 +29,7 @@ func readSome(t *testing.T, d vmcore.Dump) {
 		for _, at := range []uint64{r.Start, r.Start + info.PageSize/2, r.End - 1, r.End - min(r.End, info.PageSize), r.End} {
 			at = phys.AlignDown(at, info.PageSize)
 			err := read(t, d, page, at)
-			if pager, ok := d.(vmcore.Pager); ok && err == nil && !pager.Holds(at/info.PageSize) {
+			if pager, ok := d.(vmcore.Pager); ok && err == nil && !pager.Holds(phys.Range{Start: at, End: at + uint64(len(page))}) {
 				t.Fatalf("page %#x is read, but not held", at)
 			}
 		}

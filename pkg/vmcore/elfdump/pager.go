@@ -6,17 +6,12 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// Holds implements vmcore.Pager. A page of which the file holds a part, or
-// should, counts.
-func (d *Dump) Holds(pfn uint64) bool {
-	size := d.info.PageSize
-	if pfn > ^uint64(0)/size-1 {
-		return false
-	}
-	page := phys.Range{Start: pfn * size, End: (pfn + 1) * size}
-	if p, ok := d.find(page.Start); ok && p.Start < page.End {
+// Holds implements vmcore.Pager. Memory that the file should hold, but ends
+// before, counts.
+func (d *Dump) Holds(r phys.Range) bool {
+	if p, ok := d.find(r.Start); ok && p.Start < r.End {
 		return true
 	}
-	i, _ := slices.BinarySearchFunc(d.cut, page.Start, before)
-	return i < len(d.cut) && d.cut[i].Start < page.End
+	i, _ := slices.BinarySearchFunc(d.cut, r.Start, before)
+	return i < len(d.cut) && d.cut[i].Start < r.End
 }

@@ -114,7 +114,7 @@ func (d *Dump) open() error {
 	if len(loads) == 0 {
 		return &vmcore.FormatError{Off: phoff, Field: "p_type", Problem: "no PT_LOAD that can be used: no memory is described"}
 	}
-	d.info.ReadNotes()
+	d.info.ReadNotes(nil)
 	d.lay(loads)
 	d.info.Uname.Machine = vmcore.MachineName(d.info.Machine)
 	return nil
@@ -128,10 +128,12 @@ func (d *Dump) parseEhdr(b []byte) (phoff int64, phnum int, err error) {
 	switch {
 	case string(b[:4]) != Magic:
 		return 0, 0, bad(0, "e_ident", "magic % x, want % x", b[:4], Magic)
-	case b[4] != 2:
+	case b[4] != 2 && b[4] != 1:
 		return 0, 0, bad(4, "EI_CLASS", "%d, want 2: only 64-bit files are understood", b[4])
 	case b[5] == 2:
-		return 0, 0, bad(5, "EI_DATA", "big-endian, want little-endian")
+		return 0, 0, bad(5, "EI_DATA", "big-endian, from %s; want little-endian", named(binary.BigEndian.Uint16(b[18:])))
+	case b[4] == 1:
+		return 0, 0, bad(4, "EI_CLASS", "1, the file of a 32-bit machine, %s: only 64-bit files are understood", named(le.Uint16(b[18:])))
 	case b[5] != 1:
 		return 0, 0, bad(5, "EI_DATA", "%d, want 1, little-endian", b[5])
 	case le.Uint16(b[16:]) != 4:
@@ -154,6 +156,17 @@ func (d *Dump) parseEhdr(b []byte) (phoff int64, phnum int, err error) {
 		return 0, 0, bad(32, "e_phoff", "%d program headers at %#x, but the file ends at %#x", n, off, d.size)
 	}
 	return int64(off), int(n), nil
+}
+
+// named returns a machine whose files are not understood, for people.
+func named(machine uint16) string {
+	names := map[uint16]string{
+		2: "SPARC", 3: "i386", 4: "m68k", 8: "MIPS", 15: "PA-RISC", 20: "PowerPC", 21: "PowerPC", 22: "s390x", 40: "ARM", 42: "SuperH", 43: "SPARC", 243: "RISC-V",
+	}
+	if name, ok := names[machine]; ok {
+		return name
+	}
+	return fmt.Sprintf("e_machine %d", machine)
 }
 
 // extendedCount reads the number of program headers from section header 0.

@@ -186,11 +186,11 @@ func TestHolds(t *testing.T) {
 		t.Fatal("an ELF dump is no Pager")
 	}
 	for pfn, want := range []bool{false, true, false, false, false, true, false, false} {
-		if got := pager.Holds(uint64(pfn)); got != want {
+		if got := pager.Holds(phys.Range{Start: uint64(pfn) * 4096, End: uint64(pfn+1) * 4096}); got != want {
 			t.Errorf("Holds(%d) = %v, want %v", pfn, got, want)
 		}
 	}
-	if pager.Holds(^uint64(0)) {
+	if pager.Holds(phys.Range{Start: ^uint64(4095), End: ^uint64(0)}) {
 		t.Error("holds the last page of the address space")
 	}
 }

@@ -18,8 +18,9 @@
 //	behind these        the pages, anywhere, in any order, also several
 //	                    descriptors on the same bytes
 //
-// A block has the size of a page. Bit n of a bitmap is bit n%8 of byte n/8
-// and stands for the page of PFN n. Each file of a split dump has the bitmaps
+// A page is memory of the size of a block, which need not be the size of the
+// crashed kernel's pages. Bit n of a bitmap is bit n%8 of byte n/8 and stands
+// for the page of PFN n, a physical address divided by the block size. Each file of a split dump has the bitmaps
 // of the whole dump, and the descriptors of its pages only.
 //
 // Invariants: a file is hostile. Open keeps no bitmap in memory, reads them
@@ -116,7 +117,7 @@ func (c Codec) String() string {
 //	402     6     padding
 //	408     16    timestamp: seconds and microseconds since 1970
 //	424     4     status: flags
-//	428     4     block_size: that of a page
+//	428     4     block_size: that of a page in this file
 //	432     4     sub_hdr_size: in blocks
 //	436     4     bitmap_blocks: of both bitmaps
 //	440     4     max_mapnr: obsolete since version 6

@@ -42,7 +42,7 @@ func Join(parts ...*Dump) (*Joined, error) {
 			return nil, fmt.Errorf("join split dump: %w", err)
 		}
 		if d.first < at && d.first < d.end {
-			return nil, fmt.Errorf("join split dump: two files hold %v", phys.Range{Start: d.info.Part.Start, End: min(at, d.end) * d.info.PageSize})
+			return nil, fmt.Errorf("join split dump: two files hold %v", phys.Range{Start: d.info.Part.Start, End: min(at, d.end) * d.info.BlockSize})
 		}
 		j.gap(at, d.first)
 		at = max(at, d.end)
@@ -63,7 +63,7 @@ func Join(parts ...*Dump) (*Joined, error) {
 func (j *Joined) gap(from, to uint64) {
 	if from < to {
 		j.info.Warn(fmt.Sprintf("the file of the split dump that holds %v is not here",
-			phys.Range{Start: from * j.info.PageSize, End: to * j.info.PageSize}))
+			phys.Range{Start: from * j.info.BlockSize, End: to * j.info.BlockSize}))
 	}
 }
 
@@ -99,7 +99,9 @@ func (j *Joined) part(pfn uint64) *Dump {
 }
 
 // Holds implements vmcore.Pager.
-func (j *Joined) Holds(pfn uint64) bool { return j.part(pfn).Holds(pfn) }
+func (j *Joined) Holds(r phys.Range) bool {
+	return slices.ContainsFunc(j.parts, func(d *Dump) bool { return d.Holds(r) })
+}
 
 // HeldSize implements vmcore.Counter.
 func (j *Joined) HeldSize() (uint64, error) {
@@ -120,7 +122,7 @@ func (j *Joined) ReadPhys(p []byte, addr uint64) error {
 		return &vmcore.MissingError{Range: phys.Range{Start: addr, End: math.MaxUint64}, Reason: vmcore.Hole}
 	}
 	for len(p) > 0 {
-		d := j.part(addr / j.info.PageSize)
+		d := j.part(addr / j.info.BlockSize)
 		n := uint64(len(p))
 		// Up to where the next file begins, or, behind the end of one, to
 		// there.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/vmcore"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
 // Dump is an opened file.
@@ -67,7 +68,7 @@ func (d *Dump) open() error {
 	d.describe()
 	d.notes()
 	described := bitmap{cache: d.cache, off: d.head.BitmapOffset(), n: d.sub.MaxMapNr}
-	memory, whole, err := described.memory(d.info.PageSize)
+	memory, whole, err := described.memory(d.info.BlockSize)
 	if err != nil {
 		return err
 	}
@@ -102,7 +103,11 @@ func (d *Dump) cut() {
 	}
 	for ; len(b) > 0; b = b[DescSize:] {
 		p := ParseDesc(b)
-		if p.Offset <= math.MaxInt64 && uint64(p.Size) <= d.info.PageSize && p.Offset+uint64(p.Size) > uint64(d.size) {
+		if uint64(p.Size) > d.info.BlockSize && p.Size <= MaxBlockSize && d.info.PageSize > d.info.BlockSize && uint64(p.Size) <= d.info.PageSize {
+			d.info.Warn(fmt.Sprintf("offset 0x1ac: block_size: %d, but there are pages of %d bytes in the file, and the kernel's are of %d: the header is wrong", d.info.BlockSize, p.Size, d.info.PageSize))
+			return
+		}
+		if p.Offset <= math.MaxInt64 && uint64(p.Size) <= d.info.BlockSize && p.Offset+uint64(p.Size) > uint64(d.size) {
 			d.info.Warn(fmt.Sprintf("the file ends at %#x, before its page at %#x: it was cut off", d.size, p.Offset))
 			return
 		}
@@ -153,7 +158,7 @@ func (d *Dump) describe() {
 	d.info = vmcore.Info{
 		Format:      "kdump",
 		Machine:     vmcore.MachineOf(d.head.Uname.Machine),
-		PageSize:    uint64(d.head.BlockSize),
+		BlockSize:   uint64(d.head.BlockSize),
 		Uname:       d.head.Uname,
 		CPUs:        int(max(0, d.head.CPUs)),
 		Created:     d.head.Seconds,
@@ -162,7 +167,7 @@ func (d *Dump) describe() {
 		Incomplete:  d.head.Status&FlagIncomplete != 0,
 	}
 	if d.sub.Split != 0 {
-		d.info.Part = phys.Range{Start: d.first * d.info.PageSize, End: d.end * d.info.PageSize}
+		d.info.Part = phys.Range{Start: d.first * d.info.BlockSize, End: d.end * d.info.BlockSize}
 	}
 	if !one {
 		d.info.Compression = ""
@@ -185,11 +190,24 @@ func (d *Dump) notes() {
 	if b := d.area("note", d.sub.NoteOffset, d.sub.NoteSize, vmcore.MaxNotes); b != nil {
 		d.info.AddNotes(b)
 	}
-	d.info.ReadNotes()
-	if d.info.VMCOREINFO == nil {
-		d.info.VMCOREINFO = d.area("vmcoreinfo", d.sub.VMCOREINFOOffset, d.sub.VMCOREINFOSize, MaxVMCOREINFO)
-	}
+	d.info.ReadNotes(d.area("vmcoreinfo", d.sub.VMCOREINFOOffset, d.sub.VMCOREINFOSize, MaxVMCOREINFO))
+	d.checkPhysBase()
 	d.info.AddUnreadable(d.area("eraseinfo", d.sub.EraseOffset, d.sub.EraseSize, maxErase))
+}
+
+// checkPhysBase warns of a header that contradicts VMCOREINFO. What reads
+// memory by virtual addresses here asks VMCOREINFO only; other readers may not.
+func (d *Dump) checkPhysBase() {
+	if d.info.VMCOREINFO == nil || d.sub.PhysBase == 0 {
+		return
+	}
+	v, err := vmcoreinfo.Parse(d.info.VMCOREINFO)
+	if err != nil {
+		return
+	}
+	if base, ok := v.Numbers["phys_base"]; ok && uint64(base) != d.sub.PhysBase {
+		d.info.Warn(fmt.Sprintf("offset %#x: phys_base: %#x, but VMCOREINFO says %#x, which is taken", d.head.BlockSize, d.sub.PhysBase, uint64(base)))
+	}
 }
 
 // area reads bytes that the sub header gives the place of; nil if there are
@@ -211,9 +229,23 @@ func (d *Dump) area(name string, off, size, limit uint64) []byte {
 	return b
 }
 
-// Holds implements vmcore.Pager. Pages of other files of a split dump are not
+// Holds implements vmcore.Pager. Blocks of other files of a split dump are not
 // held.
-func (d *Dump) Holds(pfn uint64) bool {
+func (d *Dump) Holds(r phys.Range) bool {
+	if r.Empty() {
+		return false
+	}
+	last := (r.End - 1) / d.info.BlockSize
+	for pfn := r.Start / d.info.BlockSize; pfn <= last && pfn < d.end; pfn++ {
+		if d.holds(pfn) {
+			return true
+		}
+	}
+	return false
+}
+
+// holds says whether block pfn is in the file.
+func (d *Dump) holds(pfn uint64) bool {
 	if pfn < d.first || pfn >= d.end || d.unreadable(pfn) {
 		return false
 	}
@@ -229,7 +261,7 @@ func (d *Dump) HeldSize() (uint64, error) {
 	}
 	n -= d.skip
 	for _, r := range d.info.Unreadable {
-		first, end := max(r.Start/d.info.PageSize, d.first), min((r.End-1)/d.info.PageSize+1, d.end)
+		first, end := max(r.Start/d.info.BlockSize, d.first), min((r.End-1)/d.info.BlockSize+1, d.end)
 		if first >= end {
 			continue
 		}
@@ -243,13 +275,13 @@ func (d *Dump) HeldSize() (uint64, error) {
 		}
 		n -= min(n, to-from)
 	}
-	return n * d.info.PageSize, nil
+	return n * d.info.BlockSize, nil
 }
 
 // unreadable says whether a part of page pfn, which is below MaxPages, is
 // named as unreadable.
 func (d *Dump) unreadable(pfn uint64) bool {
-	size := d.info.PageSize
+	size := d.info.BlockSize
 	page := phys.Range{Start: pfn * size, End: (pfn + 1) * size}
 	part, named := d.info.NamedUnreadable(page)
 	return named || part != page
@@ -261,9 +293,9 @@ func (d *Dump) ReadPhys(p []byte, addr uint64) error {
 	if !ok {
 		return &vmcore.MissingError{Range: phys.Range{Start: addr, End: math.MaxUint64}, Reason: vmcore.Hole}
 	}
-	shift := bits.TrailingZeros64(d.info.PageSize)
+	shift := bits.TrailingZeros64(d.info.BlockSize)
 	for !want.Empty() {
-		pfn, in := want.Start>>shift, want.Start&(d.info.PageSize-1)
+		pfn, in := want.Start>>shift, want.Start&(d.info.BlockSize-1)
 		var n uint64
 		var err error
 		if whole := want.Size() >> shift; in == 0 && whole > 0 {
@@ -294,7 +326,7 @@ var (
 
 // missing makes the error of page pfn of what was wanted.
 func (d *Dump) missing(err error, want phys.Range, pfn uint64) error {
-	page := phys.Range{Start: pfn * d.info.PageSize, End: (pfn + 1) * d.info.PageSize}
+	page := phys.Range{Start: pfn * d.info.BlockSize, End: (pfn + 1) * d.info.BlockSize}
 	if page.End == 0 {
 		page.End = math.MaxUint64
 	}
@@ -341,7 +373,7 @@ func (d *Dump) readPages(p []byte, pfn, n uint64) (done uint64, err error) {
 	if err := d.locate(pfn); err != nil {
 		return 0, err
 	}
-	for run < n && d.Holds(pfn+run) {
+	for run < n && d.holds(pfn+run) {
 		run++
 	}
 	descs, err := d.descs(pfn, run)
@@ -353,7 +385,7 @@ func (d *Dump) readPages(p []byte, pfn, n uint64) (done uint64, err error) {
 		raw := d.codecs.buffer(size)
 		pages, err := d.readGroup(p[done:], group, raw)
 		d.codecs.release(raw)
-		done += uint64(pages) * d.info.PageSize
+		done += uint64(pages) * d.info.BlockSize
 		if err != nil {
 			return done, err
 		}
@@ -383,7 +415,7 @@ func (d *Dump) readGroup(p []byte, group []Desc, raw []byte) (pages int, err err
 				return i, fmt.Errorf("read page at offset %#x: %w", desc.Offset, err)
 			}
 		}
-		page := p[uint64(i)*d.info.PageSize:][:d.info.PageSize]
+		page := p[uint64(i)*d.info.BlockSize:][:d.info.BlockSize]
 		if err := d.codecs.expand(page, there[:desc.Size], desc.Flags); err != nil {
 			return i, fmt.Errorf("page at offset %#x: %w", desc.Offset, err)
 		}
@@ -398,8 +430,8 @@ func (d *Dump) check(desc Desc) error {
 	switch {
 	case desc.Offset == 0:
 		return &absent{vmcore.Unreadable, errUnwritten}
-	case desc.Size == 0 || uint64(desc.Size) > d.info.PageSize:
-		return fmt.Errorf("page at offset %#x: size %#x, want 1 to %#x", desc.Offset, desc.Size, d.info.PageSize)
+	case desc.Size == 0 || uint64(desc.Size) > d.info.BlockSize:
+		return fmt.Errorf("page at offset %#x: size %#x, want 1 to %#x", desc.Offset, desc.Size, d.info.BlockSize)
 	case end < desc.Offset || end > uint64(d.size):
 		return fmt.Errorf("page at offset %#x: %#x bytes, but the file ends at %#x", desc.Offset, desc.Size, d.size)
 	}
@@ -442,7 +474,7 @@ func (d *Dump) readPart(p []byte, pfn, in uint64) (uint64, error) {
 	if page := d.recent.page(pfn); page != nil {
 		return uint64(copy(p, page[in:])), nil
 	}
-	page := make([]byte, d.info.PageSize)
+	page := make([]byte, d.info.BlockSize)
 	if _, err := d.readPages(page, pfn, 1); err != nil {
 		return 0, err
 	}

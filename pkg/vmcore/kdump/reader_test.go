@@ -86,6 +86,7 @@ func TestInfo(t *testing.T) {
 		Format:      "kdump",
 		Machine:     elfcore.MachineAMD64,
 		PageSize:    4096,
+		BlockSize:   4096,
 		Memory:      phys.NewSet(phys.Range{Start: 0x1000, End: 0x7000}, phys.Range{Start: 0x9000, End: 0x10000}),
 		Notes:       s.Notes(t),
 		VMCOREINFO:  []byte("OSRELEASE=6.1.0-test\nPAGESIZE=4096\n"),
@@ -291,7 +292,7 @@ func TestReadWraps(t *testing.T) {
 			t.Errorf("read at %#x: error %v, want a hole", addr, err)
 		}
 	}
-	if d.Holds(math.MaxUint64) {
+	if d.Holds(phys.Range{Start: math.MaxUint64 - 1, End: math.MaxUint64}) {
 		t.Error("the last page of all is held")
 	}
 }
@@ -346,8 +347,8 @@ func TestJoin(t *testing.T) {
 			if err := j.ReadPhys(b, tt.addr); vmcoretest.Missing(err) != tt.want || tt.want == 0 && err != nil {
 				t.Errorf("page %#x: error %v, want %v", tt.addr, err, tt.want)
 			}
-			if got := j.Holds(tt.addr / 4096); got != (tt.want == 0) {
-				t.Errorf("Holds(%#x) is %v", tt.addr/4096, got)
+			if got := j.Holds(phys.Range{Start: tt.addr, End: tt.addr + 1}); got != (tt.want == 0) {
+				t.Errorf("Holds(%#x) is %v", tt.addr, got)
 			}
 		}
 	})
@@ -422,7 +423,7 @@ func TestReadErrors(t *testing.T) {
 	if d, err = kdump.Open(f, int64(len(file))); err != nil {
 		t.Fatal(err)
 	}
-	if d.Holds(0) {
+	if d.Holds(phys.Range{Start: 0, End: 4096}) {
 		t.Error("a page is held although the bitmap can't be read")
 	}
 	if _, err := d.HeldSize(); !errors.Is(err, errFlaky) {

@@ -18,7 +18,7 @@ const (
 
 // Meta is what a Writer says in the headers.
 type Meta struct {
-	// Info of the source: PageSize, Memory, Notes, VMCOREINFO, Uname, CPUs and
+	// Info of the source: BlockSize, Memory, Notes, VMCOREINFO, Uname, CPUs and
 	// Created are used.
 	Info     *vmcore.Info
 	PhysBase uint64 // of the kernel's text mapping
@@ -89,9 +89,9 @@ func NewWriter(meta Meta, parts ...Part) (*Writer, error) {
 
 func newWriter(meta Meta, parts []Part) (*Writer, error) {
 	info := meta.Info
-	size := info.PageSize
+	size := info.BlockSize
 	if size < MinBlockSize || size > MaxBlockSize || size&(size-1) != 0 {
-		return nil, fmt.Errorf("page size %d, want a power of two from %d to %d", size, MinBlockSize, MaxBlockSize)
+		return nil, fmt.Errorf("block size %d, want a power of two from %d to %d", size, MinBlockSize, MaxBlockSize)
 	}
 	if len(info.Notes) > vmcore.MaxNotes || len(info.VMCOREINFO) > MaxVMCOREINFO {
 		return nil, fmt.Errorf("%d bytes of notes and %d of VMCOREINFO, want at most %d and %d", len(info.Notes), len(info.VMCOREINFO), vmcore.MaxNotes, MaxVMCOREINFO)
@@ -125,7 +125,7 @@ func newWriter(meta Meta, parts []Part) (*Writer, error) {
 // layout fills in the headers, all but what is special to a part.
 func (w *Writer) layout(pages uint64) {
 	info := w.meta.Info
-	size := info.PageSize
+	size := info.BlockSize
 	h := Header{
 		Version: MaxVersion, Uname: info.Uname, Seconds: info.Created, Status: uint32(w.meta.Codec),
 		BlockSize: uint32(size), MaxMapNr32: uint32(min(pages, math.MaxUint32)), CPUs: int32(info.CPUs),
@@ -151,7 +151,7 @@ func (w *Writer) layout(pages uint64) {
 func blocks(n, size uint64) uint64 { return (n + size - 1) / size }
 
 func (w *Writer) begin() error {
-	zeroes := make([]byte, w.meta.Info.PageSize)
+	zeroes := make([]byte, w.meta.Info.BlockSize)
 	for _, p := range w.parts {
 		if _, err := p.Dst.WriteAt(zeroes, p.zeroAt); err != nil {
 			return err
@@ -172,7 +172,7 @@ func (w *Writer) begin() error {
 // part is memory.
 func fillBitmap(b []byte, first uint64, info *vmcore.Info) {
 	clear(b)
-	size := info.PageSize
+	size := info.BlockSize
 	for _, r := range info.Memory {
 		start, end := max(r.Start/size, first), min((r.End-1)/size+1, first+uint64(len(b))*8)
 		for start < end && start%8 != 0 {

@@ -53,7 +53,7 @@ func codec(t testing.TB, name string) kdump.Codec {
 func meta(t testing.TB) kdump.Meta {
 	return kdump.Meta{
 		Info: &vmcore.Info{
-			PageSize: 4096, Memory: phys.Set{{Start: 0x1000, End: 0x9000}, {Start: 0x100000, End: 0x104000}},
+			BlockSize: 4096, Memory: phys.Set{{Start: 0x1000, End: 0x9000}, {Start: 0x100000, End: 0x104000}},
 			Uname: vmcore.Uname{Sysname: "Linux", Nodename: "db", Release: "6.12.0", Version: "#1", Machine: "x86_64", Domain: "(none)"},
 			CPUs:  3, Created: 1795348799, VMCOREINFO: []byte("OSRELEASE=6.12.0\n"),
 		},
@@ -162,7 +162,7 @@ func TestWriterErrors(t *testing.T) {
 		change func(m *kdump.Meta, p *kdump.Part)
 		want   string
 	}{
-		{"page size", func(m *kdump.Meta, _ *kdump.Part) { m.Info.PageSize = 3000 }, "page size 3000"},
+		{"page size", func(m *kdump.Meta, _ *kdump.Part) { m.Info.BlockSize = 3000 }, "block size 3000"},
 		{"no memory", func(m *kdump.Meta, _ *kdump.Part) { m.Info.Memory = nil }, "no memory"},
 		{"too much memory", func(m *kdump.Meta, _ *kdump.Part) { m.Info.Memory = phys.Set{{Start: 0, End: 1 << 62}} }, "pages, want at most"},
 		{"too many notes", func(m *kdump.Meta, _ *kdump.Part) { m.Info.Notes = make([]byte, vmcore.MaxNotes+1) }, "bytes of notes"},
@@ -257,7 +257,7 @@ func FuzzEncoder(f *testing.F) {
 		}
 		var got []byte
 		file := &file{}
-		w, err := kdump.NewWriter(kdump.Meta{Info: &vmcore.Info{PageSize: 4096, Memory: phys.Set{{Start: 0, End: 4096}}}, Codec: c}, kdump.Part{Dst: file, Pages: 1})
+		w, err := kdump.NewWriter(kdump.Meta{Info: &vmcore.Info{BlockSize: 4096, Memory: phys.Set{{Start: 0, End: 4096}}}, Codec: c}, kdump.Part{Dst: file, Pages: 1})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,8 +49,9 @@ type Summary struct {
 	CPUs      int   `json:"cpus,omitempty"` // that the file counts
 	Registers []CPU `json:"registers"`      // CPUs with registers
 
-	PageSize    uint64  `json:"page_size"`
-	Memory      []Range `json:"memory"` // that the dump describes
+	PageSize    uint64  `json:"page_size"`            // the kernel's
+	BlockSize   uint64  `json:"block_size,omitempty"` // of a kdump file
+	Memory      []Range `json:"memory"`               // that the dump describes
 	MemoryBytes uint64  `json:"memory_bytes"`
 	HeldBytes   *uint64 `json:"held_bytes,omitempty"` // of it, in the file
 
@@ -90,6 +91,7 @@ func Of(d vmcore.Dump) *Summary {
 		CPUs:        info.CPUs,
 		Registers:   []CPU{},
 		PageSize:    info.PageSize,
+		BlockSize:   info.BlockSize,
 		Memory:      []Range{},
 		MemoryBytes: info.Memory.Size(),
 		Unreadable:  []Range{},
@@ -312,8 +314,12 @@ func (s *Summary) numbers() []string {
 	}
 	lines = append(lines, listed("memory", s.MemoryBytes, s.Memory)...)
 	if s.HeldBytes != nil {
-		held, all := *s.HeldBytes/s.PageSize, s.MemoryBytes/s.PageSize
-		lines = append(lines, Line("pages", fmt.Sprintf("%d held, %d not, of %s: %s", held, all-min(all, held), phys.FormatSize(s.PageSize), phys.FormatSize(*s.HeldBytes))))
+		size, kernel := s.PageSize, ""
+		if s.BlockSize != 0 && s.BlockSize != size {
+			size, kernel = s.BlockSize, fmt.Sprintf("; the kernel's are of %s", phys.FormatSize(s.PageSize))
+		}
+		held, all := *s.HeldBytes/size, s.MemoryBytes/size
+		lines = append(lines, Line("pages", fmt.Sprintf("%d held, %d not, of %s: %s%s", held, all-min(all, held), phys.FormatSize(size), phys.FormatSize(*s.HeldBytes), kernel)))
 	}
 	if len(s.Unreadable) > 0 {
 		var size uint64

@@ -76,11 +76,11 @@ func TestKdump(t *testing.T) {
 	level, held, when := 31, uint64(7*4096), time.Unix(1700000000, 0).UTC()
 	want := &summary.Summary{
 		Schema: 1, Format: "kdump", Compression: "zlib", Level: &level,
-		Release: "6.1.0-test", Machine: "x86_64", Node: "test", BuildID: "0123456789abcdef",
+		Release: "6.12.0-test", Machine: "x86_64", Node: "test", BuildID: "0123456789abcdef",
 		Crashed: &when, Created: &when,
 		Cause: "BUG: bad address", Panic: "Kernel panic - not syncing: Oops", Messages: 4,
 		CPUs: 2, Registers: []summary.CPU{{PID: 42, PC: "0x0", SP: "0x0"}, {PID: 0, PC: "0x0", SP: "0x0"}},
-		PageSize: 4096, Memory: []summary.Range{{Start: "0x1000000", Bytes: 5 * 4096}, {Start: "0x2000000", Bytes: 3 * 4096}},
+		PageSize: 4096, BlockSize: 4096, Memory: []summary.Range{{Start: "0x1000000", Bytes: 5 * 4096}, {Start: "0x2000000", Bytes: 3 * 4096}},
 		MemoryBytes: 8 * 4096, HeldBytes: &held, Unreadable: []summary.Range{}, Warnings: []string{},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -88,7 +88,7 @@ func TestKdump(t *testing.T) {
 	}
 	wantLines := []string{
 		"format     kdump, compression zlib, dump level 31",
-		"kernel     6.1.0-test, x86_64, on test",
+		"kernel     6.12.0-test, x86_64, on test",
 		"build id   0123456789abcdef",
 		"crashed    2023-11-14 22:13:20 UTC",
 		"created    2023-11-14 22:13:20 UTC",
@@ -117,6 +117,18 @@ func TestELF(t *testing.T) {
 	}
 }
 
+// TestBlocks: a file of QEMU's, whose blocks are not the kernel's pages.
+func TestBlocks(t *testing.T) {
+	s := vmcoretest.Parse(t, "machine aarch64\npagesize 65536\nvmcoreinfo OSRELEASE=6.12\nvmcoreinfo PAGESIZE=4096\n0x40000000-0x40040000 raw random 1\n0x40040000 excluded")
+	got := of(t, s.Kdump(t))
+	if got.PageSize != 4096 || got.BlockSize != 65536 || *got.HeldBytes != 4*65536 {
+		t.Errorf("summary %+v", got)
+	}
+	if all, want := strings.Join(got.Lines(), "\n"), "pages      4 held, 1 not, of 64 KiB: 256 KiB; the kernel's are of 4 KiB\n"; !strings.Contains(all, want) {
+		t.Errorf("lines %s\nwant %s", all, want)
+	}
+}
+
 func TestWithoutParts(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -129,7 +141,7 @@ func TestWithoutParts(t *testing.T) {
 		{"noLog", func(s *vmcoretest.Spec) { s.VMCOREINFO = strings.Replace(info, "SYMBOL(prb)", "SYMBOL(xrb)", 1) }, "describes no log", "crashed    2023-11-14 22:13:20 UTC"},
 		{"noPageTables", func(s *vmcoretest.Spec) { s.Pages[1].Stored = vmcoretest.Excluded }, "01001000-01001fff is excluded", "memory     32 KiB in 2 ranges"},
 		{"notMapped", func(s *vmcoretest.Spec) { clear(s.Pages[3].Data) }, "not mapped", "memory     32 KiB in 2 ranges"},
-		{"unknownMachine", func(s *vmcoretest.Spec) { s.Machine = "mips64" }, "registers of CPU 0", "kernel     6.1.0-test, mips64, on test"},
+		{"unknownMachine", func(s *vmcoretest.Spec) { s.Machine, s.VMCOREINFO = "sparc64", "" }, "registers of CPU 0", "kernel     6.1.0-test, sparc64, on test"},
 		{"incomplete", func(s *vmcoretest.Spec) { s.Status |= kdump.FlagIncomplete }, "was not finished", "format     kdump, compression zlib, dump level 31, INCOMPLETE"},
 	}
 	for _, tt := range tests {

@@ -3,6 +3,7 @@ package vmcoretest
 import (
 	"bytes"
 	"encoding/binary"
+	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/snappy"
@@ -39,10 +40,16 @@ func (s *Spec) Parts(t testing.TB, bounds ...uint64) [][]byte {
 func (s *Spec) kdump(t testing.TB, part *phys.Range) []byte {
 	t.Helper()
 	bits := (s.MaxMapNr + 7) / 8
+	release := "6.1.0-test"
+	if s.Release != "" {
+		release = s.Release
+	} else if _, r, ok := strings.Cut("\n"+s.VMCOREINFO, "\nOSRELEASE="); ok {
+		release, _, _ = strings.Cut(r, "\n")
+	}
 	bitmapBlocks := 2 * ((bits + s.PageSize - 1) / s.PageSize)
 	head := kdump.Header{
 		Version:      s.Version,
-		Uname:        vmcore.Uname{Sysname: "Linux", Nodename: "test", Release: "6.1.0-test", Version: "#1", Machine: s.Machine, Domain: "(none)"},
+		Uname:        vmcore.Uname{Sysname: "Linux", Nodename: "test", Release: release, Version: "#1", Machine: s.Machine, Domain: "(none)"},
 		Seconds:      Time,
 		Status:       s.Status,
 		BlockSize:    uint32(s.PageSize),

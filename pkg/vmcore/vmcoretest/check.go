@@ -32,8 +32,8 @@ func (s *Spec) Check(t testing.TB, d vmcore.Dump) {
 		err := d.ReadPhys(b, at)
 		if pager, ok := d.(vmcore.Pager); ok {
 			want := described && p.Stored != Excluded && p.Stored != Unreadable
-			if got := pager.Holds(at / s.PageSize); got != want {
-				t.Errorf("Holds(%#x) is %v, want %v", at/s.PageSize, got, want)
+			if got := pager.Holds(phys.Range{Start: at, End: at + s.PageSize}); got != want {
+				t.Errorf("Holds(%#x) is %v, want %v", at, got, want)
 			}
 		}
 		if described && p.Held() {

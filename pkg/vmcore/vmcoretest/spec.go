@@ -5,6 +5,7 @@
 //
 //	pagesize 4096                        default
 //	machine x86_64                       default
+//	release 6.1.0-test                   in kdump's header; default VMCOREINFO's
 //	version 6                            of kdump's header, default
 //	level 31                             default 0
 //	status zlib incomplete               flags in kdump's header, default none
@@ -56,6 +57,7 @@ const (
 type Spec struct {
 	PageSize   uint64
 	Machine    string
+	Release    string // in kdump's header; that of VMCOREINFO, or 6.1.0-test, if it is empty
 	Version    int32
 	Level      int32
 	Status     uint32
@@ -125,7 +127,7 @@ func (s *Spec) line(line string) error {
 	}
 	number, err := strconv.ParseUint(args[0], 0, 64)
 	switch key {
-	case "machine", "vmcoreinfo", "status":
+	case "machine", "release", "vmcoreinfo", "status":
 		err = nil
 	}
 	if err != nil {
@@ -136,6 +138,8 @@ func (s *Spec) line(line string) error {
 		s.PageSize = number
 	case "machine":
 		s.Machine = args[0]
+	case "release":
+		s.Release = args[0]
 	case "version":
 		s.Version = int32(number)
 	case "level":

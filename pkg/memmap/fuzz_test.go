@@ -28,7 +28,7 @@ func checkMap(t *testing.T, m memmap.Map, err error) {
 			t.Fatalf("empty entry %v", e)
 		}
 	}
-	if !ram || len(m.Entries) > memmap.MaxEntries {
+	if !ram || len(m.Entries) > memmap.MaxIOMemLines {
 		t.Fatalf("%d entries, RAM: %v", len(m.Entries), ram)
 	}
 	n := m.Normalize()

@@ -13,8 +13,17 @@ import (
 // without CAP_SYS_ADMIN see it.
 var ErrUnprivileged = errors.New("all addresses are zero: reading them takes CAP_SYS_ADMIN")
 
-// maxIOMemLine caps a line of /proc/iomem, in bytes.
-const maxIOMemLine = 4096
+// ErrTooManyLines says that /proc/iomem has more than MaxIOMemLines lines.
+var ErrTooManyLines = fmt.Errorf("more than %d lines", MaxIOMemLines)
+
+// Caps of /proc/iomem.
+const (
+	maxIOMemLine = 4096 // bytes in a line
+	// MaxIOMemLines is how many lines IOMem takes. Most are devices': each
+	// virtual function of a network card has a line for each of its up to six
+	// BARs, and another one for the driver that has claimed it.
+	MaxIOMemLines = 1 << 20
+)
 
 // IOMem reads /proc/iomem from r. A resource that isn't memory of a known
 // kind, such as "Kernel code" or a device's, has the kind of what it is
@@ -36,8 +45,8 @@ func readIOMem(r io.Reader) (Map, error) {
 	n, zeroes := 0, 0
 	for lines.Scan() {
 		n++
-		if n > MaxEntries {
-			return Map{}, ErrTooMany
+		if n > MaxIOMemLines {
+			return Map{}, ErrTooManyLines
 		}
 		l, err := parseIOMemLine(lines.Text())
 		if err != nil {

@@ -5,7 +5,7 @@
 // its source, and entries of types that this package doesn't know. Invariants:
 //
 //   - Every entry's range holds at least one byte, and there are at most
-//     MaxEntries of them.
+//     MaxEntries of them, or MaxIOMemLines in /proc/iomem.
 //   - A Map that a parser returned has RAM in it: an empty map would make
 //     every later check pass.
 //   - What a parser understands but can't represent is a warning in the Map;

@@ -314,7 +314,7 @@ func TestIOMemRefused(t *testing.T) {
 		{"indented at the start", strings.NewReader("  00001000-00001fff : System RAM\n"), nil, "line 1: nested"},
 		{"control character", strings.NewReader(ram + "00100000-001fffff : System\x1b[2J\n"), nil, "line 2"},
 		{"endless line", strings.NewReader(ram + strings.Repeat("0", 5000) + "\n"), nil, "line 2: "},
-		{"too many lines", strings.NewReader(strings.Repeat(ram, memmap.MaxEntries+1)), memmap.ErrTooMany, "4096"},
+		{"too many lines", strings.NewReader(strings.Repeat(ram, memmap.MaxIOMemLines+1)), memmap.ErrTooManyLines, "1048576"},
 		{"read error", io.MultiReader(strings.NewReader(ram), iotest.ErrReader(io.ErrUnexpectedEOF)), io.ErrUnexpectedEOF, "line 2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

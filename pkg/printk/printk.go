@@ -7,10 +7,11 @@
 // laid out; nothing about a kernel version is assumed.
 //
 // Invariants: the memory is that of a crashed or hostile system. The counts
-// in it are capped by named constants, each step through the log leads on by
-// a record's header at least, once around, and a record that contradicts
-// itself is counted as lost and left out. The kernel may have died while it
-// was writing: a record that was not committed is lost too.
+// in it are capped by named constants, each step through the log moves on by
+// a record's header at least, and never goes round twice. A record that
+// contradicts itself is counted as lost and left out. The kernel may have died
+// while it was writing: a record need not be finalized or committed to be
+// read, if its text is there.
 package printk
 
 import (
@@ -59,9 +60,10 @@ type Record struct {
 // Log is what could be read.
 type Log struct {
 	Records []Record // oldest first
-	// Lost counts the records that were in the log and could not be read: not
-	// committed, overwritten, contradictory, or in unreadable memory. Before
-	// v5.10, those that can't be found behind such a one count as one with it.
+	// Lost counts the records that were in the log and could not be read:
+	// without a text yet, overwritten, contradictory, or in unreadable memory.
+	// Before v5.10, a record that can't be read hides those that follow it;
+	// they count as one with it.
 	Lost int
 }
 
@@ -244,6 +246,7 @@ const (
 	idMask     = 1<<62 - 1
 	stateShift = 62
 
+	stateReserved  = 0
 	stateCommitted = 1
 	stateFinalized = 2
 	stateReusable  = 3
@@ -287,7 +290,7 @@ func (r *ring) record(id uint64) (rec *Record, ok bool) {
 	if state>>stateShift == stateReusable {
 		return nil, true
 	}
-	if state&idMask != id || state>>stateShift != stateCommitted && state>>stateShift != stateFinalized {
+	if state&idMask != id {
 		return nil, false
 	}
 	begin, next := le.Uint64(d[r.begin:]), le.Uint64(d[r.next:])
@@ -302,7 +305,11 @@ func (r *ring) record(id uint64) (rec *Record, ok bool) {
 		Facility: i[r.textLen+2],
 		Level:    i[r.textLen+3] >> 5, // u8 flags:5, level:3
 	}
-	text, err := r.block(begin, next, uint64(le.Uint16(i[r.textLen:])))
+	length := uint64(le.Uint16(i[r.textLen:]))
+	if state>>stateShift == stateReserved && (length == 0 || !r.owns(begin, next, id)) {
+		return nil, false // the kernel died before the text was there
+	}
+	text, err := r.block(begin, next, length)
 	if err != nil {
 		return nil, false
 	}
@@ -312,31 +319,60 @@ func (r *ring) record(id uint64) (rec *Record, ok bool) {
 
 var errBlock = errors.New("contradictory text block")
 
-// block returns the text between two logical positions, as get_data and
-// copy_data in printk_ringbuffer.c do.
-func (r *ring) block(begin, next, length uint64) ([]byte, error) {
-	const idSize = 8 // struct prb_data_block starts with the id
+// idSize is the size of the id that struct prb_data_block starts with.
+const idSize = 8
+
+// place returns where in the ring a block between two logical positions lies,
+// and how large it is, as get_data in printk_ringbuffer.c does it. A block that
+// didn't fit at the end of the ring lies at its beginning. Until v6.17 one that
+// would have ended exactly at the end lay there, too; since v6.18 it just ends
+// there (commit 67e1b0052f6b "printk_ringbuffer: don't needlessly wrap data
+// blocks around"). Older kernels never have such positions, so that both are
+// told by them. Positions begin one lap before 0 and wrap to it.
+func (r *ring) place(begin, next uint64) (at, size uint64, err error) {
 	mask := r.size - 1
+	last := next - 1
+	switch {
+	case begin&^mask == last&^mask:
+		at, size = begin&mask, next-begin
+	case (begin+r.size)&^mask == last&^mask:
+		at, size = 0, last&mask+1
+	default:
+		return 0, 0, errBlock
+	}
+	if begin%idSize != 0 || next%idSize != 0 || size < idSize || size > r.size {
+		return 0, 0, errBlock
+	}
+	return at, size, nil
+}
+
+// block returns the text between two logical positions.
+func (r *ring) block(begin, next, length uint64) ([]byte, error) {
 	if begin&1 != 0 && next&1 != 0 {
 		if begin == emptyLinePosition && next == emptyLinePosition {
 			return nil, nil
 		}
 		return nil, errBlock // FAILED_LPOS: the text was dropped
 	}
-	var at, size uint64
-	switch {
-	case begin&^mask == next&^mask && begin < next:
-		at, size = begin&mask, next-begin
-	case (begin+r.size)&^mask == next&^mask:
-		// It didn't fit at the end of the ring and starts at its beginning.
-		at, size = 0, next&mask
-	default:
-		return nil, errBlock
+	at, size, err := r.place(begin, next)
+	if err != nil {
+		return nil, err
 	}
-	if begin%idSize != 0 || next%idSize != 0 || size < idSize || length > size-idSize {
+	if length > size-idSize {
 		return nil, errBlock
 	}
 	return r.text.read(at+idSize, length)
+}
+
+// owns says whether the block between two logical positions is that of the
+// record with the id.
+func (r *ring) owns(begin, next, id uint64) bool {
+	at, _, err := r.place(begin, next)
+	if err != nil {
+		return false
+	}
+	b, err := r.text.read(at, idSize)
+	return err == nil && le.Uint64(b) == id
 }
 
 // window reads an array, some of it ahead.

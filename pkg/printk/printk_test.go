@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,7 +82,8 @@ func TestRead(t *testing.T) {
 	t.Run("died while writing", func(t *testing.T) {
 		k := printktest.New()
 		k.Print(0, "whole", printktest.Finalized)
-		k.Print(1, "half", 0) // reserved
+		k.Print(1, "half", printktest.Reserved)
+		le.PutUint16(k.Info(k.ID - 1)[16:], 0) // the length comes last
 		k.Print(2, "after", printktest.Finalized)
 		l, err := Read(info, k)
 		if err != nil {
@@ -91,6 +93,108 @@ func TestRead(t *testing.T) {
 			t.Errorf("records, %d lost, want 1 (-want +got):\n%s", l.Lost, diff)
 		}
 	})
+}
+
+// TestReadEndOfRing: blocks that end at the end of the ring, or nearly, on the
+// first lap, where positions wrap to 0, and on later ones.
+func TestReadEndOfRing(t *testing.T) {
+	info := parse(t, printktest.VMCoreInfo)
+	for _, exact := range []bool{false, true} {
+		for _, short := range []int{0, 1, 7, 8, 9, 16} { // how much before the end
+			for laps := 1; laps <= 4; laps++ {
+				t.Run(fmt.Sprintf("exact %v, %d before the end, lap %d", exact, short, laps), func(t *testing.T) {
+					k := printktest.New()
+					k.Exact = exact
+					var want []string
+					seq := uint64(0)
+					print := func(text string, state uint64) {
+						k.Print(seq, text, state)
+						want = append(want, fmt.Sprintf("%d %s", seq, text))
+						seq++
+					}
+					// A lap is 256 bytes: three of 64, and one that ends near the end.
+					for lap := range laps {
+						for range 3 {
+							print(strings.Repeat(string(rune('a'+lap)), 56), printktest.Finalized)
+						}
+						print(strings.Repeat(string(rune('A'+lap)), 56-short), printktest.Finalized)
+						if short >= 8 {
+							k.Lap() // as if the next one hadn't fitted
+						}
+					}
+					print("Kernel panic - not syncing", printktest.Committed)
+					l, err := Read(info, k)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got := texts(l)
+					// What the ring has no room for is overwritten; the newest are not.
+					if n := min(len(got), 3); n < 3 || !slices.Equal(got[len(got)-n:], want[len(want)-n:]) {
+						t.Errorf("got %q, want the end of %q", got, want)
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestReadStates: what a record is left in, when the kernel dies.
+func TestReadStates(t *testing.T) {
+	info := parse(t, printktest.VMCoreInfo)
+	for _, tc := range []struct {
+		name   string
+		state  uint64
+		damage func(k *printktest.Kernel, id uint64)
+		read   bool
+	}{
+		{"finalized", printktest.Finalized, nil, true},
+		{"committed, not finalized", printktest.Committed, nil, true},
+		// A line that is being continued is reserved again, its text whole.
+		{"reserved again", printktest.Reserved, nil, true},
+		{"reserved, without a text", printktest.Reserved, func(k *printktest.Kernel, id uint64) { le.PutUint16(k.Info(id)[16:], 0) }, false},
+		{"reserved, the block another's", printktest.Reserved, func(k *printktest.Kernel, id uint64) {
+			le.PutUint64(k.Block(id), id+1)
+		}, false},
+		{"text dropped", printktest.Finalized, func(k *printktest.Kernel, id uint64) {
+			le.PutUint64(k.Desc(id)[8:], failedPosition)
+			le.PutUint64(k.Desc(id)[16:], failedPosition)
+		}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			k := printktest.New()
+			k.Print(0, "before", printktest.Finalized)
+			id := k.Print(1, "Kernel panic - not syncing: Fatal exception", tc.state)
+			if tc.damage != nil {
+				tc.damage(k, id)
+			}
+			l, err := Read(info, k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, lost := []string{"0 before"}, 1
+			if tc.read {
+				want, lost = append(want, "1 Kernel panic - not syncing: Fatal exception"), 0
+			}
+			if diff := cmp.Diff(want, texts(l)); diff != "" || l.Lost != lost {
+				t.Errorf("records, %d lost, want %d (-want +got):\n%s", l.Lost, lost, diff)
+			}
+		})
+	}
+}
+
+// TestReadLongest: a block as large as the kernel lets one be, half of the ring,
+// or, since v6.18, all of it.
+func TestReadLongest(t *testing.T) {
+	for _, n := range []int{128 - 8, 256 - 8} {
+		k := printktest.New()
+		k.Exact = true
+		text := strings.Repeat("x", n)
+		k.Print(0, text, printktest.Committed)
+		l, err := Read(parse(t, printktest.VMCoreInfo), k)
+		if err != nil || len(l.Records) != 1 || string(l.Records[0].Text) != text {
+			t.Errorf("a text of %d: %q, %d lost, %v", n, texts(l), l.Lost, err)
+		}
+	}
 }
 
 // Every corruption of one record costs that record only.

@@ -86,6 +86,9 @@ func (m Memory) ReadVirtual(p []byte, addr uint64) error {
 type Kernel struct {
 	Memory
 	ID, lpos uint64 // next
+	// Exact is set for kernels since v6.18, which let a block end exactly where
+	// the ring ends.
+	Exact bool
 }
 
 // New returns an empty ring buffer.
@@ -116,6 +119,14 @@ func (k *Kernel) Desc(id uint64) []byte { return k.Memory[atDescs+id%(1<<countBi
 // Info returns the memory of an id's printk_info.
 func (k *Kernel) Info(id uint64) []byte { return k.Memory[atInfos+id%(1<<countBits)*88:] }
 
+// Block returns the memory of an id's text block.
+func (k *Kernel) Block(id uint64) []byte {
+	return k.Memory[atText+le.Uint64(k.Desc(id)[8:])%(1<<sizeBits):]
+}
+
+// Lap lets the next message begin where the ring begins.
+func (k *Kernel) Lap() { k.lpos = (k.lpos + 1<<sizeBits - 1) &^ (1<<sizeBits - 1) }
+
 // Print adds a message; state is what it is left in.
 func (k *Kernel) Print(seq uint64, text string, state uint64) (id uint64) {
 	id = k.ID
@@ -126,7 +137,7 @@ func (k *Kernel) Print(seq uint64, text string, state uint64) (id uint64) {
 		begin = k.lpos
 		at := begin % (1 << sizeBits)
 		next = begin + size
-		if at+size > 1<<sizeBits {
+		if at+size > 1<<sizeBits || at+size == 1<<sizeBits && !k.Exact {
 			at = 0
 			next = begin&^(1<<sizeBits-1) + 1<<sizeBits + size
 		}

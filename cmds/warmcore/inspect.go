@@ -81,7 +81,7 @@ func inspect(c *call) error {
 		files = append(files, f)
 	}
 	result := inspectResult{Schema: 1}
-	if err := result.open(files); err != nil {
+	if err := result.open(files, c.system.FindVMCOREINFO); err != nil {
 		return err
 	}
 	var failed error
@@ -112,8 +112,8 @@ func openDump(name string) (inspectedFile, error) {
 }
 
 // open opens files as the parts of one split dump if they are that, else each
-// by itself.
-func (r *inspectResult) open(files []inspectedFile) error {
+// by itself. Complete looks for what the file of a dump lacks.
+func (r *inspectResult) open(files []inspectedFile, complete func(vmcore.Dump)) error {
 	var dumps []vmcore.Dump
 	var parts []dumpfile.File
 	for _, f := range files {
@@ -129,10 +129,12 @@ func (r *inspectResult) open(files []inspectedFile) error {
 		if err != nil {
 			return err
 		}
+		complete(d)
 		r.Dumps = []inspectedDump{{files, summary.Of(d)}}
 		return nil
 	}
 	for i, d := range dumps {
+		complete(d)
 		r.Dumps = append(r.Dumps, inspectedDump{files[i : i+1], summary.Of(d)})
 	}
 	return nil

@@ -211,7 +211,7 @@ func TestInspectJSON(t *testing.T) {
 			"release": "6.1.0-test", "machine": "x86_64", "node": "test",
 			"created": "2023-11-14T22:13:20Z", "log_messages": 0.0, "log_lost": 0.0, "cpus": 1.0,
 			"registers": []any{map[string]any{"pid": 42.0, "pc": "0x0", "sp": "0x0"}},
-			"page_size": 4096.0, "memory": []any{map[string]any{"start": "0x0", "bytes": 20480.0}},
+			"page_size": 4096.0, "block_size": 4096.0, "memory": []any{map[string]any{"start": "0x0", "bytes": 20480.0}},
 			"memory_bytes": 20480.0, "held_bytes": 16384.0,
 			"unreadable": []any{},
 			"warnings":   []any{"read printk log: VMCOREINFO describes no log (kernels before v3.5, or without printk)"},

@@ -76,6 +76,7 @@ func (s *System) Convert(ctx context.Context, o ConvertOptions) (*Conversion, er
 	if err != nil {
 		return nil, err
 	}
+	s.FindVMCOREINFO(src)
 	for _, text := range src.Info().Warnings {
 		s.log().Warn(text)
 	}

@@ -91,6 +91,7 @@ func (s *System) Dmesg(path string) (text []byte, lost int, err error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("read %s: %w", path, err)
 	}
+	s.FindVMCOREINFO(d)
 	text, lost, err = kernelLog(d)
 	if err != nil {
 		return nil, 0, fmt.Errorf("read %s: %w", path, err)

@@ -299,19 +299,33 @@ func (l *loader) read(buf []byte, first uint64) {
 	}
 }
 
-// readPage reads one page. Of a page that is memory in part, the rest is zero.
+// readPage reads one page. What the source left out of it, or what is no memory,
+// is zero: a segment of an ELF file may begin and end anywhere, and hold less
+// than it describes. A page of which nothing is there is an error, and so is one
+// of which a part can't be read.
 func (l *loader) readPage(page []byte, r phys.Range) error {
-	err := l.src.ReadPhys(page, r.Start)
-	var missing *vmcore.MissingError
-	if !errors.As(err, &missing) || missing.Reason != vmcore.Hole {
-		return err
-	}
-	clear(page)
-	for _, m := range overlapping(l.info.Memory, r) {
-		m = m.Intersect(r)
-		if err := l.src.ReadPhys(page[m.Start-r.Start:][:m.Size()], m.Start); err != nil {
+	var first error
+	some := false
+	for at := r.Start; at < r.End; {
+		rest := page[at-r.Start:]
+		err := l.src.ReadPhys(rest, at)
+		if err == nil {
+			return nil
+		}
+		var missing *vmcore.MissingError
+		if !errors.As(err, &missing) || missing.Reason == vmcore.Unreadable || missing.Range.Start < at || missing.Range.End <= at {
 			return err
 		}
+		if first == nil {
+			first = err
+		}
+		some = some || missing.Range.Start > at
+		next := min(missing.Range.End, r.End)
+		clear(page[missing.Range.Start-r.Start : next-r.Start])
+		at = next
+	}
+	if !some {
+		return first
 	}
 	return nil
 }

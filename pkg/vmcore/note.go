@@ -91,6 +91,7 @@ func (i *Info) AddNotes(b []byte) {
 // Without VMCOREINFO, PageSize is BlockSize, or 4 KiB.
 func (i *Info) ReadNotes(outside []byte) {
 	i.PageSize = cmp.Or(i.BlockSize, MinPageSize)
+	defer i.machineOfRegisters()
 	var failed error
 	try := func(text []byte) bool {
 		if len(text) == 0 {
@@ -141,10 +142,30 @@ func (i *Info) believe(v *vmcoreinfo.Info) {
 	}
 }
 
+// machineOfRegisters fills in a machine that is not known from the size of a
+// CPU's registers. QEMU's kdump files of arm64 guests say "Unknown".
+func (i *Info) machineOfRegisters() {
+	if i.Machine != 0 || i.Uname.Machine != "" && i.Uname.Machine != "Unknown" {
+		return
+	}
+	i.Uname.Machine = ""
+	for n, err := range Notes(i.Notes) {
+		if err != nil || n.Name != elfcore.NameCore || n.Type != elfcore.TypePRStatus {
+			continue
+		}
+		for _, m := range []uint16{elfcore.MachineAMD64, elfcore.MachineARM64} {
+			if _, err := elfcore.ParsePRStatus(m, n.Desc); err == nil {
+				i.Machine, i.Uname.Machine = m, MachineName(m)
+			}
+		}
+		return
+	}
+}
+
 // machine is the machine for a message, "" if the header doesn't tell.
 func (i *Info) machine() string {
 	switch {
-	case i.Uname.Machine != "":
+	case i.Uname.Machine != "" && i.Uname.Machine != "Unknown":
 		return strconv.Quote(i.Uname.Machine)
 	case i.Machine != 0:
 		return fmt.Sprintf("e_machine %d", i.Machine)

@@ -142,6 +142,28 @@ func TestReadNotes(t *testing.T) {
 	}
 }
 
+// TestReadNotesRegisters: a machine that no header names is known by the size
+// of its registers.
+func TestReadNotesRegisters(t *testing.T) {
+	for _, tt := range []struct {
+		name string // in the header
+		size int
+		want uint16
+	}{
+		{"Unknown", 392, elfcore.MachineARM64},
+		{"", 336, elfcore.MachineAMD64},
+		{"", 376, 0}, // riscv64
+		{"riscv64", 392, 0},
+	} {
+		info := vmcore.Info{Uname: vmcore.Uname{Machine: tt.name}}
+		info.AddNotes(note(t, "CORE", tt.size))
+		info.ReadNotes(nil)
+		if info.Machine != tt.want || tt.want != 0 && info.Uname.Machine != vmcore.MachineName(tt.want) || info.Uname.Machine == "Unknown" {
+			t.Errorf("%q, registers of %d bytes: machine %d, %q; want %d", tt.name, tt.size, info.Machine, info.Uname.Machine, tt.want)
+		}
+	}
+}
+
 // TestReadNotesTwice: of several texts, the first that can be read counts.
 func TestReadNotesTwice(t *testing.T) {
 	for _, tt := range []struct {

@@ -125,7 +125,7 @@ func Of(d vmcore.Dump) *Summary {
 	}
 	s.registers(info)
 	if info.VMCOREINFO == nil {
-		s.warn("the dump has no VMCOREINFO: its log can't be read")
+		s.warn("without VMCOREINFO the log can't be read")
 	} else if v, err := vmcoreinfo.Parse(info.VMCOREINFO); err == nil { // else the reader has warned
 		s.kernel(d, v)
 	}

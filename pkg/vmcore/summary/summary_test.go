@@ -136,7 +136,7 @@ func TestWithoutParts(t *testing.T) {
 		warning string
 		line    string
 	}{
-		{"noVMCOREINFO", func(s *vmcoretest.Spec) { s.VMCOREINFO = "" }, "no VMCOREINFO", "kernel     6.1.0-test, x86_64, on test"},
+		{"noVMCOREINFO", func(s *vmcoretest.Spec) { s.VMCOREINFO = "" }, "without VMCOREINFO the log", "kernel     6.1.0-test, x86_64, on test"},
 		{"brokenVMCOREINFO", func(s *vmcoretest.Spec) { s.VMCOREINFO = "garbage\n" }, "OSRELEASE: missing", "kernel     6.1.0-test, x86_64, on test"},
 		{"noLog", func(s *vmcoretest.Spec) { s.VMCOREINFO = strings.Replace(info, "SYMBOL(prb)", "SYMBOL(xrb)", 1) }, "describes no log", "crashed    2023-11-14 22:13:20 UTC"},
 		{"noPageTables", func(s *vmcoretest.Spec) { s.Pages[1].Stored = vmcoretest.Excluded }, "01001000-01001fff is excluded", "memory     32 KiB in 2 ranges"},

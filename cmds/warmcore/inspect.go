@@ -21,7 +21,7 @@ import (
 
 const (
 	manifestFile = "manifest.json" // beside the dump
-	maxManifest  = 512 << 20       // bytes: the checksums of maxBlocks blocks
+	maxManifest  = 1 << 30         // bytes: the checksums of maxBlocks blocks
 	maxBadShown  = 8               // damaged blocks shown to people
 )
 

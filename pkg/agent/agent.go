@@ -139,8 +139,9 @@ const vmcoreFile = "proc/vmcore"
 
 func (s *System) path(name string) string { return filepath.Join(s.Root, name) }
 
-// maxFile caps what is read of a file in proc or sys, in bytes.
-const maxFile = 1 << 20
+// maxFile caps what is read of a file in proc or sys, in bytes. The largest are
+// ACPI tables with an entry of 80 bytes for each CPU.
+const maxFile = 16 << 20
 
 // read returns a small file's text without white space at its ends.
 func (s *System) read(name string) (string, error) {

@@ -71,7 +71,7 @@ func (s *System) amd64() (m amd64, err error) {
 	return m, nil
 }
 
-const maxCPUInfo = 16 << 20 // bytes of /proc/cpuinfo, about 1.5 KiB a CPU
+const maxCPUInfo = 128 << 20 // bytes of /proc/cpuinfo, about 2 KiB a CPU
 
 // apicIDs returns the APIC IDs in /proc/cpuinfo, in its order.
 func (s *System) apicIDs() ([]uint32, error) {

@@ -28,7 +28,7 @@ func readDump(r io.ReaderAt) (d dump, err error) {
 	}
 	d.err = errors.New("the dump has no VMCOREINFO")
 	for _, seg := range d.header.Notes {
-		b := make([]byte, min(seg.Size, elfcore.MaxNoteSize))
+		b := make([]byte, min(seg.Size, elfcore.MaxNotes))
 		if n, err := r.ReadAt(b, int64(seg.Offset)); n < len(b) {
 			return dump{}, fmt.Errorf("read notes at offset %#x: %w", seg.Offset, err)
 		}

@@ -41,9 +41,9 @@ const (
 	// (FDT_MAX_DEPTH in drivers/of/fdt.c, v6.12).
 	MaxDepth = 64
 	// MaxNodes and MaxProperties bound a whole tree. Trees of large servers
-	// have some thousands.
-	MaxNodes      = 1 << 15
-	MaxProperties = 1 << 16
+	// have some thousands; a blob of MaxSize has room for 8192 CPUs at most.
+	MaxNodes      = 1 << 16
+	MaxProperties = 1 << 17
 	// MaxReservations bounds the list of reserved memory.
 	MaxReservations = 1024
 	// MaxName is the longest name of a node or a property, in bytes.

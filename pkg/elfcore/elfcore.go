@@ -41,11 +41,14 @@ const (
 	// MaxPhdrs is the most program headers, notes and loads together. 0xffff
 	// is PN_XNUM, which fs/proc/vmcore.c would take for a count.
 	MaxPhdrs = 0xfffe
-	// MaxNoteSize caps one note segment. The kernel copies each with
-	// kmalloc(p_memsz) (update_note_header_size_elf64), which fails for more
-	// than a few MiB and takes /proc/vmcore with it. The largest real one is
-	// VMCOREINFO with 64 KiB pages.
+	// MaxNoteSize caps one note segment that is written. The kernel copies
+	// each with kmalloc(p_memsz) (update_note_header_size_elf64), which fails
+	// for more than a few MiB and takes /proc/vmcore with it. The largest real
+	// one is VMCOREINFO with 64 KiB pages.
 	MaxNoteSize = 1 << 20
+	// MaxNotes caps one note segment that is read: /proc/vmcore has the notes
+	// of all CPUs in one, some 400 bytes each.
+	MaxNotes = 64 << 20
 )
 
 // Fixed values in the ELF header and the program headers (ELF gABI).
@@ -243,8 +246,8 @@ func (h *Header) add(typ uint32, s Load, memSize uint64, off int64) error {
 	}
 	switch typ {
 	case ptNote:
-		if s.Size > MaxNoteSize {
-			return &FormatError{off + 32, "p_filesz", fmt.Sprintf("note of %#x bytes, want at most %#x", s.Size, MaxNoteSize)}
+		if s.Size > MaxNotes {
+			return &FormatError{off + 32, "p_filesz", fmt.Sprintf("notes of %#x bytes, want at most %#x", s.Size, MaxNotes)}
 		}
 		// /proc/kcore leaves p_memsz of its note at 0 (fs/proc/kcore.c).
 		if memSize != s.Size && memSize != 0 {

@@ -207,7 +207,7 @@ func TestParseDamaged(t *testing.T) {
 		{"moreHeadersThanBytes", 56, "\x04\x00", 56, "e_phnum"},
 		{"otherType", load, "\x06", load, "p_type"},
 		{"emptyNote", note + 32, "\x00\x00", note + 32, "p_filesz"},
-		{"hugeNote", note + 32, "\x01\x00\x10", note + 32, "p_filesz"},
+		{"hugeNote", note + 32, "\x01\x00\x00\x04", note + 32, "p_filesz"},
 		{"noteMemorySize", note + 40, "\x65", note + 40, "p_memsz"},
 		{"noteWraps", note + 24, "\xff\xff\xff\xff\xff\xff\xff\xff", note + 24, "p_paddr"},
 		{"loadWraps", load + 8, "\x00\x00\x00\xff\xff\xff\xff\xff", load + 32, "p_filesz"},

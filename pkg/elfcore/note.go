@@ -65,8 +65,8 @@ func AppendFinalNote(b []byte) []byte {
 // 0: a CPU that saved no registers has a buffer of zeros and so no notes.
 // A note that doesn't fit into b is a *FormatError; the kernel drops it.
 func ParseNotes(b []byte) ([]ELFNote, error) {
-	if len(b) > MaxNoteSize {
-		return nil, fmt.Errorf("parse notes: %d bytes, want at most %d", len(b), MaxNoteSize)
+	if len(b) > MaxNotes {
+		return nil, fmt.Errorf("parse notes: %d bytes, want at most %d", len(b), MaxNotes)
 	}
 	le := binary.LittleEndian
 	var notes []ELFNote

@@ -1,6 +1,7 @@
 package elfcore_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"slices"
@@ -131,7 +132,7 @@ func TestParseNotesDamaged(t *testing.T) {
 		wantFormatError(t, err, 24, "n_namesz")
 	})
 	t.Run("tooLong", func(t *testing.T) {
-		if _, err := elfcore.ParseNotes(make([]byte, elfcore.MaxNoteSize+1)); err == nil {
+		if _, err := elfcore.ParseNotes(make([]byte, elfcore.MaxNotes+1)); err == nil {
 			t.Error("no error")
 		}
 	})
@@ -196,4 +197,38 @@ func FuzzParseNotes(f *testing.F) {
 			t.Fatalf("round trip: got %+v, %v, want %+v", got, err, notes)
 		}
 	})
+}
+
+// TestNotesOfLargeMachine: /proc/vmcore has the notes of all CPUs in one
+// segment, which is larger than any that is written.
+func TestNotesOfLargeMachine(t *testing.T) {
+	const cpus = 8192
+	one, err := elfcore.AppendNote(nil, elfcore.ELFNote{Name: elfcore.NameCore, Type: elfcore.TypePRStatus, Desc: make([]byte, 392)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	notes := bytes.Repeat(one, cpus)
+	h := elfcore.Header{
+		Machine: elfcore.MachineARM64,
+		Notes:   []elfcore.Note{{Offset: 4096, Size: 4096}},
+		Loads:   []elfcore.Load{{Offset: 8 << 20, Size: 4096}},
+	}
+	b, err := h.AppendBinary(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range []int{32, 40} { // p_filesz, p_memsz
+		binary.LittleEndian.PutUint64(b[elfcore.EhdrSize+field:], uint64(len(notes)))
+	}
+	got, err := elfcore.Read(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := got.Notes[0].Size; n != uint64(len(notes)) {
+		t.Errorf("notes of %d bytes, want %d", n, len(notes))
+	}
+	all, err := elfcore.ParseNotes(notes)
+	if err != nil || len(all) != cpus {
+		t.Errorf("%d notes, %v; want %d", len(all), err, cpus)
+	}
 }

@@ -32,7 +32,7 @@ import (
 // Bounds against a file system that isn't sysfs.
 const (
 	maxAttribute = 4 << 10 // bytes in an attribute: sysfs gives a page
-	maxBlocks    = 1 << 20 // memory blocks
+	maxBlocks    = 1 << 22 // memory blocks, of 128 MiB at least
 	maxModules   = 4 << 20 // bytes in a list of modules, 0.7 MiB in Debian
 )
 

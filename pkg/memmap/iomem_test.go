@@ -18,7 +18,7 @@ func TestIOMemOfLargeMachine(t *testing.T) {
 		at := phys.TiB + i*(64*phys.GiB+phys.GiB)
 		fmt.Fprintf(&b, "%x-%x : System RAM\n", at, at+64*phys.GiB-1)
 	}
-	const bus = 0x600000000000
+	const bus = uint64(0x600000000000)
 	fmt.Fprintf(&b, "%x-%x : PCI Bus 0000:80\n", bus, bus+phys.TiB-1)
 	lines := 0
 	for i := range uint64(8 * 256 * 6) {

@@ -24,9 +24,12 @@ import (
 
 // Caps.
 const (
-	// MaxRecords is how many records are kept, the newest: the ring of a
+	// MaxRecords is how many records are read, the newest: the ring of a
 	// log_buf_len of 64 MiB has as many descriptors.
 	MaxRecords = 1 << 21
+	// maxCountBits bounds the descriptors of a ring: one for 32 bytes of the
+	// largest text ring (PRB_AVGBITS in kernel/printk/printk.c, v6.12).
+	maxCountBits = MaxRingBits - 5
 	// MaxRingBits bounds the text ring, and the older log: log_buf_len is at
 	// most 2 GiB (LOG_BUF_LEN_MAX in kernel/printk/printk.c, v6.12).
 	MaxRingBits = 31
@@ -222,8 +225,8 @@ func (l layout) open(mem Memory) (*ring, error) {
 		return nil, fmt.Errorf("struct printk_ringbuffer at %#x: %w", at, err)
 	}
 	countBits, sizeBits := le.Uint32(b[l.countBits:]), le.Uint32(b[l.sizeBits:])
-	if countBits == 0 || countBits > 31 || 1<<countBits > MaxRecords {
-		return nil, fmt.Errorf("struct printk_ringbuffer at %#x: count_bits is %d, want at most %d records", at, countBits, MaxRecords)
+	if countBits == 0 || countBits > maxCountBits {
+		return nil, fmt.Errorf("struct printk_ringbuffer at %#x: count_bits is %d, want 1 to %d", at, countBits, maxCountBits)
 	}
 	if sizeBits < 3 || sizeBits > MaxRingBits {
 		return nil, fmt.Errorf("struct printk_ringbuffer at %#x: size_bits is %d, want 3 to %d", at, sizeBits, MaxRingBits)
@@ -266,6 +269,10 @@ func (r *ring) records() Log {
 		// head and tail contradict each other: what the ring can hold is
 		// what comes before head.
 		n, id = r.count, (r.head-r.count+1)&idMask
+	}
+	if n > MaxRecords {
+		k.lost += int(n - MaxRecords)
+		n, id = MaxRecords, (r.head-MaxRecords+1)&idMask
 	}
 	for ; n > 0; n, id = n-1, (id+1)&idMask {
 		rec, ok := r.record(id)

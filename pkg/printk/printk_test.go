@@ -182,6 +182,25 @@ func TestReadStates(t *testing.T) {
 	}
 }
 
+// TestReadNewest: of a ring with more descriptors than are read, the newest
+// are.
+func TestReadNewest(t *testing.T) {
+	k := printktest.New()
+	id := k.Print(0, "Kernel panic - not syncing", printktest.Committed)
+	const countBits = 23
+	le.PutUint32(k.Memory[printktest.AtRing:], countBits)
+	// The descriptors' array begins so far before that the last one's place is
+	// where the small ring has it.
+	index, small := id%(1<<countBits), id%8
+	le.PutUint64(k.Memory[printktest.AtRing+8:], le.Uint64(k.Memory[printktest.AtRing+8:])-(index-small)*24)
+	le.PutUint64(k.Memory[printktest.AtRing+16:], le.Uint64(k.Memory[printktest.AtRing+16:])-(index-small)*88)
+	k.Ends(id-1<<countBits+1, id)
+	l, err := Read(parse(t, printktest.VMCoreInfo), k)
+	if err != nil || len(l.Records) != 1 || l.Records[0].Sequence != 0 || l.Lost < 1<<countBits-2 {
+		t.Errorf("Read = %q, %d lost, %v; want the panic, and all others lost", texts(l), l.Lost, err)
+	}
+}
+
 // TestReadLongest: a block as large as the kernel lets one be, half of the ring,
 // or, since v6.18, all of it.
 func TestReadLongest(t *testing.T) {
@@ -343,8 +362,8 @@ func FuzzRead(f *testing.F) {
 			}
 			return
 		}
-		if n := len(l.Records) + l.Lost; n > MaxRecords {
-			t.Errorf("%d records, want at most %d", n, MaxRecords)
+		if n := len(l.Records); n > MaxRecords || l.Lost > 1<<maxCountBits {
+			t.Errorf("%d records and %d lost, want at most %d and %d", n, l.Lost, MaxRecords, 1<<maxCountBits)
 		}
 		for _, line := range bytes.Split(l.AppendText(nil), []byte{'\n'}) {
 			if bytes.ContainsAny(line, "\x1b\r\x00") {

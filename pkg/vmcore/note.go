@@ -13,7 +13,7 @@ import (
 
 // MaxNotes caps the notes that a reader keeps, in bytes: those of 64 Ki CPUs,
 // and VMCOREINFO.
-const MaxNotes = 64 << 20
+const MaxNotes = elfcore.MaxNotes
 
 const noteHeaderSize = 12 // sizeof(Elf64_Nhdr)
 

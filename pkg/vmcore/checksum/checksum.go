@@ -24,9 +24,9 @@ import (
 // BlockSize is the size of a block in bytes; the last one may be shorter.
 const BlockSize = 1 << 20
 
-// maxBlocks caps the number of sums, in a Writer and in what is decoded: 64
+// maxBlocks caps the number of sums, in a Writer and in what is decoded: 128
 // TiB of dump.
-const maxBlocks = 64 << 20
+const maxBlocks = 128 << 20
 
 // Algorithm names the sums in JSON.
 const Algorithm = "crc32c"

@@ -22,6 +22,29 @@ type File struct {
 // form.
 const FormatFlattened = " flattened"
 
+// others are files that people take for dumps that are read here, by their
+// first bytes, and what to tell them.
+var others = []struct{ magic, what string }{
+	{"\x1f\x8b", "the file is compressed by gzip: decompress it first"},
+	{"\xfd7zXZ\x00", "the file is compressed by xz: decompress it first"},
+	{"\x28\xb5\x2f\xfd", "the file is compressed by zstd: decompress it first"},
+	{"BZh", "the file is compressed by bzip2: decompress it first"},
+	{"\x04\x22\x4d\x18", "the file is compressed by lz4: decompress it first"},
+	{"DISKDUMP", "a file of diskdump, the predecessor of kdump, which is not understood"},
+	{"LibvirtQemudSave", "the saved state of a libvirt guest, which is not understood: dump its memory with virsh dump --memory-only"},
+	{"LibvirtQemudPart", "the saved state of a libvirt guest, cut off: dump its memory with virsh dump --memory-only"},
+	{"QEVM", "the saved state of a QEMU guest, which is not understood: dump its memory with dump-guest-memory"},
+	{"\xd0\xbe\xd2\xbe", vmware},
+	{"\xd1\xba\xd1\xba", vmware},
+	{"\xd2\xbe\xd2\xbe", vmware},
+	{"\xd3\xbe\xd3\xbe", vmware},
+	{"EMiL", "a file of LiME, which is not understood"},
+	{"PAGEDU", "a dump of Windows, which is not understood"},
+	{"[    0.000000]", "the text of a log, not a dump"},
+}
+
+const vmware = "the saved state of a VMware guest, which is not understood: make an ELF file of it with vmss2core"
+
 // Open opens the dump in r, of size bytes: an ELF core file, a kdump file, or
 // one of these in makedumpfile's flattened form, which is read in place after
 // a walk through its records.
@@ -37,12 +60,15 @@ func Open(r io.ReaderAt, size int64) (vmcore.Dump, error) {
 		return opened(kdump.Open(r, size))
 	case is(flattened.Signature):
 		return openFlattened(r, size)
-	case is("DISKDUMP"):
-		return nil, fmt.Errorf("open dump: a file of diskdump, the predecessor of kdump, which is not understood")
 	case n == 0 && size > 0:
 		return nil, fmt.Errorf("open dump: %w", err)
 	case n == 0:
 		return nil, fmt.Errorf("open dump: the file is empty")
+	}
+	for _, o := range others {
+		if is(o.magic) {
+			return nil, fmt.Errorf("open dump: %s", o.what)
+		}
 	}
 	return nil, fmt.Errorf("open dump: %w", &vmcore.FormatError{Field: "magic",
 		Problem: fmt.Sprintf("%q is neither that of an ELF file (%q) nor of kdump (%q) nor of makedumpfile's flattened form", magic, elfdump.Magic, kdump.Signature)})

@@ -61,6 +61,12 @@ func TestOpenRefuses(t *testing.T) {
 		{"short", []byte("KDU"), "offset 0x0: magic"},
 		{"text", []byte("some text that is no dump"), "neither that of an ELF file"},
 		{"diskdump", []byte("DISKDUMP and more than that"), "predecessor"},
+		{"gzip", []byte("\x1f\x8b\x08\x00more of it"), "compressed by gzip: decompress it first"},
+		{"zstd", []byte("\x28\xb5\x2f\xfdmore of it"), "compressed by zstd"},
+		{"xz", []byte("\xfd7zXZ\x00more"), "compressed by xz"},
+		{"virsh save", []byte("LibvirtQemudSave\x02\x00"), "virsh dump --memory-only"},
+		{"vmware", []byte("\xd2\xbe\xd2\xbe\x08\x00"), "vmss2core"},
+		{"dmesg", []byte("[    0.000000] Linux version 6.12"), "the text of a log"},
 		{"flattenedText", vmcoretest.Flatten(t, []byte("some text that is no dump"), 100), "in flattened form: open dump"},
 		{"flattenedTwice", vmcoretest.Flatten(t, flat, 4096), "a flattened file in a flattened file"},
 	} {
@@ -123,6 +129,8 @@ func FuzzOpen(f *testing.F) {
 	for _, b := range [][]byte{
 		s.ELF(f), s.Kdump(f), s.Parts(f, 2, 6)[0],
 		vmcoretest.Parse(f, "version 3\nvmcoreinfo OSRELEASE=1\ncpu 1\n0x0-0x3000 lzo fill 1").Kdump(f),
+		vmcoretest.Parse(f, "machine aarch64\npagesize 65536\nvmcoreinfo OSRELEASE=1\nvmcoreinfo PAGESIZE=4096\n0x0-0x20000 zlib fill 1").Kdump(f),
+		vmcoretest.Parse(f, "machine aarch64\nvmcoreinfo OSRELEASE=1\nvmcoreinfo PAGESIZE=65536\n0x0-0x20000 zlib fill 1").Kdump(f),
 		vmcoretest.Flatten(f, s.ELF(f), 1000), vmcoretest.Flatten(f, s.Kdump(f), 5000),
 	} {
 		f.Add(b)

@@ -200,10 +200,28 @@ func ParseHeader(b []byte) (Header, error) {
 	for i, w := range h.words() {
 		*w = le.Uint32(b[424+4*i:])
 	}
+	if err := h.check32(b); err != nil {
+		return Header{}, fmt.Errorf("parse header: %w", err)
+	}
 	if err := h.check(); err != nil {
 		return Header{}, fmt.Errorf("parse header: %w", err)
 	}
 	return h, nil
+}
+
+// check32 finds out the file of a 32-bit machine, b: its header has a shorter
+// padding and timestamp, so that block_size is at 416. At 428 it has the number
+// of pages, which may be a valid block_size, too.
+func (h Header) check32(b []byte) error {
+	// At 420 is sub_hdr_size there, and here half of the microseconds, which is 0.
+	if !validBlockSize(le.Uint32(b[416:])) || le.Uint32(b[420:]) == 0 || validBlockSize(h.BlockSize) && vmcore.MachineOf(h.Uname.Machine) != 0 {
+		return nil
+	}
+	return &vmcore.FormatError{Off: 416, Field: "block_size", Problem: fmt.Sprintf("the file of a 32-bit machine, %q: only files of 64-bit machines are understood", h.Uname.Machine)}
+}
+
+func validBlockSize(n uint32) bool {
+	return n >= MinBlockSize && n <= MaxBlockSize && bits.OnesCount32(n) == 1
 }
 
 func (h Header) check() error {
@@ -211,15 +229,13 @@ func (h Header) check() error {
 		return &vmcore.FormatError{Off: off, Field: field, Problem: fmt.Sprintf(format, args...)}
 	}
 	if swapped := bits.ReverseBytes32(uint32(h.Version)); h.Version > MaxVersion && swapped <= MaxVersion {
-		return bad(8, "header_version", "%d in big-endian byte order, want little-endian", swapped)
+		return bad(8, "header_version", "%d in big-endian byte order, the file of machine %q: want little-endian", swapped, h.Uname.Machine)
 	}
 	if h.Version < 1 || h.Version > MaxVersion {
 		return bad(8, "header_version", "%d, want 1 to %d", h.Version, MaxVersion)
 	}
-	if h.BlockSize < MinBlockSize || h.BlockSize > MaxBlockSize || bits.OnesCount32(h.BlockSize) != 1 {
-		// In a file of a 32-bit machine, which has no padding and a smaller
-		// timestamp, the field lies at 416.
-		return bad(428, "block_size", "%d, want a power of two from %d to %d (the file of a 32-bit machine?)", h.BlockSize, MinBlockSize, MaxBlockSize)
+	if !validBlockSize(h.BlockSize) {
+		return bad(428, "block_size", "%d, want a power of two from %d to %d", h.BlockSize, MinBlockSize, MaxBlockSize)
 	}
 	if h.SubBlocks == 0 {
 		return bad(432, "sub_hdr_size", "0 blocks, want at least 1")

@@ -2,6 +2,7 @@ package kdump_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"math"
 	"strconv"
@@ -434,4 +435,25 @@ func TestReadErrors(t *testing.T) {
 	}
 	f.start, f.end = 0, 0
 	s.Check(t, d)
+}
+
+// TestParseHeader32: the header of a 32-bit machine, whose number of pages may
+// look like a block size of 64 bits.
+func TestParseHeader32(t *testing.T) {
+	for _, pages := range []uint32{0x4000, 0x12345} {
+		h := kdump.Header{Version: 6, Uname: vmcore.Uname{Machine: "i686"}, BlockSize: pages, SubBlocks: 1, BitmapBlocks: 2}
+		b := h.AppendBinary(nil)
+		for i, w := range []uint32{0, 4096, 1, 2, pages} {
+			binary.LittleEndian.PutUint32(b[412+4*i:], w)
+		}
+		_, err := kdump.ParseHeader(b)
+		if err == nil || !strings.Contains(err.Error(), `offset 0x1a0: block_size: the file of a 32-bit machine, "i686"`) {
+			t.Errorf("%#x pages: error %v", pages, err)
+		}
+	}
+	// Microseconds that look like a block size of 32 bits.
+	h := kdump.Header{Version: 6, Uname: vmcore.Uname{Machine: "Unknown"}, Micros: 65536, BlockSize: 65536, SubBlocks: 1, BitmapBlocks: 2}
+	if _, err := kdump.ParseHeader(h.AppendBinary(nil)); err != nil {
+		t.Error(err)
+	}
 }

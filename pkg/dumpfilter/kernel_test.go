@@ -97,7 +97,7 @@ type machine struct {
 
 const (
 	rootAt    = 0x100000 // physical: swapper_pg_dir
-	sectionAt = 0x200000 // the mem_section table, and behind it its pages
+	sectionAt = 0x200000 // the mem_section table, and after it its pages
 	tablesAt  = 0x400000 // page tables
 	structsAt = 0x2000000
 )
@@ -297,7 +297,7 @@ func (k *kernel) at(pfn uint64) uint64 {
 func (k *kernel) set(pfn, field, v uint64) { k.put64(k.at(pfn)+field, v) }
 
 func (k *kernel) setType(pfn uint64, t uint32) {
-	k.set(pfn, mapcountAt, uint64(t)|1<<32) // _refcount is behind it
+	k.set(pfn, mapcountAt, uint64(t)|1<<32) // _refcount is after it
 }
 
 // setTypeData is setType with bits that belong to whoever owns the page, if

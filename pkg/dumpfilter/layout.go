@@ -32,8 +32,8 @@ type layout struct {
 
 	buddy, offline, slab, unaccepted, hugetlb pageType
 
-	// The order of a compound page is a byte in the structure behind the
-	// head's, at order. A kernel whose hugetlb pages have no page type says
+	// The order of a compound page is a byte at offset order in the first
+	// tail's structure. A kernel whose hugetlb pages have no page type says
 	// so by the byte at dtor or by a flag, in that structure too.
 	order       uint64
 	dtor        uint64
@@ -217,11 +217,11 @@ func (l *layout) readCompound(r *reader) {
 		l.dtor = r.offset("page.compound_dtor", 1, l.size)
 	case folio:
 		// v6.3 (commit 1c5509be58f6 "mm: remove 'First tail page' members from
-		// struct page"): a folio is its head's structure and those behind it.
+		// struct page"): a folio is its head's structure and those after it.
 		l.order = r.offset("folio._folio_order", 1, 2*l.size)
 		l.dtor = r.offset("folio._folio_dtor", 1, 2*l.size)
 		if l.order < l.size || l.dtor < l.size {
-			r.fail("OFFSET(folio._folio_order) is %d, want it behind the first page", l.order)
+			r.fail("OFFSET(folio._folio_order) is %d, want it after the first page", l.order)
 		}
 		l.order, l.dtor = l.order-l.size, l.dtor-l.size
 	default:

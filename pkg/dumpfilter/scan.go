@@ -121,8 +121,8 @@ func (w *worker) buffer(n uint64) []byte {
 	return w.buf[:n]
 }
 
-// chunk judges the pages from pfn whose structures are in b. Of what reaches
-// behind them only s.until tells.
+// chunk judges the pages from pfn whose structures are in b. Where a compound
+// page or free block reaches past them, s.until says how far.
 func (s *scan) chunk(b []byte, pfn uint64) {
 	l, le := s.layout, binary.LittleEndian
 	size := l.size
@@ -154,9 +154,9 @@ func (s *scan) chunk(b []byte, pfn uint64) {
 	}
 }
 
-// judge says what a page is that is no tail, and its order: 1<<order pages
-// are of that class. B starts with its structure; the one behind is used if b
-// has it.
+// judge returns the class of a page that is no tail, and its order: 1<<order
+// pages are of that class. b starts with the page's structure; the next page's
+// structure is used if it is in b, too.
 //
 // The order of the questions is makedumpfile's (__exclude_unnecessary_pages).
 func (s *scan) judge(b []byte, pfn, flags uint64) (c class, order uint) {
@@ -266,8 +266,8 @@ func (l *layout) inside(b []byte, pfn uint64) bool {
 	return order <= maxCompoundOrder && pfn&(1<<order-1) != 0
 }
 
-// one reads the structure of a page in memory, and the one behind it if they
-// are in the same section.
+// one reads the structure of a page in memory, and that of the next page if it
+// is in the same section.
 func (s *scan) one(pfn uint64) (b []byte, ok bool) {
 	if !s.f.holds(pfn) {
 		return nil, false

@@ -163,7 +163,7 @@ func (w *worker) readStructures(p []byte, virt uint64) {
 }
 
 // section returns the number of the section that holds the page, and the
-// first page behind it.
+// first page after it.
 func (s *sections) section(pfn uint64) (number, end uint64) {
 	number = pfn >> s.bits
 	return number, (number + 1) << s.bits

@@ -8,7 +8,7 @@ import (
 )
 
 // logBuffer is the log of kernels v3.5 to v5.9 (log_store and log_next in
-// kernel/printk/printk.c, v5.9): records in log_buf, one behind the other
+// kernel/printk/printk.c, v5.9): records in log_buf, one after the other
 // from log_first_idx up to log_next_idx, each a struct printk_log, its text
 // and its dictionary. Where the next one doesn't fit at the end, a header
 // whose len is 0 says that it is at the beginning.
@@ -94,7 +94,7 @@ func (b *logBuffer) layout(v *vmcoreinfo.Info) error {
 	return nil
 }
 
-// span is a part of the buffer, half-open, in which records lie one behind
+// span is a part of the buffer, half-open, in which records lie one after
 // the other.
 type span struct{ start, end uint64 }
 

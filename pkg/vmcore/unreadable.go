@@ -102,7 +102,7 @@ func (i *Info) AddUnreadable(text []byte) {
 // parseUnreadable reads a line without its first word.
 func parseUnreadable(fields []string) (r phys.Range, more uint64, err error) {
 	if len(fields) != 2 {
-		return r, 0, fmt.Errorf("%d words behind the first, want 2", len(fields))
+		return r, 0, fmt.Errorf("%d words after the first, want 2", len(fields))
 	}
 	if fields[0] == moreKey {
 		more, err = strconv.ParseUint(fields[1], 10, 64)

@@ -1,12 +1,12 @@
-// Package vmcore has what the readers of dump files have in common. The
-// formats are in packages below this one; dumpfile opens a file of any of
-// them by its first bytes. How a dump names memory that could not be read is
-// at NameUnreadable.
+// Package vmcore has what the readers of dump files have in common. Each
+// format has a package below this one; dumpfile opens a file of any format by
+// its first bytes. NameUnreadable says how a dump names memory that could not
+// be read when it was written.
 //
-// Invariants: a dump file is hostile. Whoever reads one allocates no more
-// than named constants and the size of the file allow, and gives an error or
-// a warning for what it doesn't understand. Opening files is the caller's
-// business: a reader gets an io.ReaderAt.
+// Invariants: a dump file may be hostile. A reader allocates no more than named
+// constants and the size of the file allow, and returns an error or a warning
+// for what it doesn't understand. The caller opens the file: a reader gets an
+// io.ReaderAt.
 package vmcore
 
 import (
@@ -96,23 +96,24 @@ type Info struct {
 	Loads     []Load   // in the order of the file; none if the file doesn't say
 	Memory    phys.Set // that the dump describes, whether the file holds it or not
 	// Notes are ELF notes, raw as in the source: the contents of all PT_NOTEs
-	// one behind the other, each padded to 4 bytes.
+	// one after the other, each padded to 4 bytes.
 	Notes      []byte
 	VMCOREINFO []byte // text; nil if there is none
 	Uname      Uname
 	CPUs       int   // that the file counts; 0 if it doesn't
 	Created    int64 // seconds since 1970; 0 if not known
-	// Level is makedumpfile's dump level: bits 1 zero pages, 2 cache without
-	// private data, 4 cache, 8 user memory, 16 free pages left out.
+	// Level is makedumpfile's dump level, a sum of what was left out: 1 pages
+	// of zeroes, 2 page cache without private data, 4 all page cache, 8 memory
+	// of processes, 16 free pages.
 	Level       int
 	Compression string // of pages, the most used: "none", "zlib", "lzo", "snappy", "zstd"; "" if not known
-	// Part is the memory that this file of a split dump holds; the zero Range
-	// if the dump isn't split, or all parts were opened together.
+	// Part is the memory that this file of a split dump is for. It is the zero
+	// Range if the dump isn't split, or all parts were opened together.
 	Part phys.Range
-	// Unreadable is memory that the file names as what could not be read when
-	// it was written, in whole pages of 4 KiB at least; MoreUnreadable counts
-	// pages that it could not name. Reading what is named fails, even where an
-	// ELF file has zeroes there. A file of a split dump names that of all.
+	// Unreadable is memory that, as the file says, could not be read when it
+	// was written: whole pages of 4 KiB or more. MoreUnreadable counts pages
+	// for which the list had no room. Reading such memory fails, even where an
+	// ELF file has zeroes instead. Each file of a split dump has the whole list.
 	Unreadable     phys.Set
 	MoreUnreadable uint64
 	Incomplete     bool // whoever wrote the file said that it was not finished
@@ -149,7 +150,7 @@ func (r Reason) String() string {
 // MissingError says that memory is not in the dump.
 type MissingError struct {
 	// Range is the first part of what was asked for that is missing for
-	// Reason. More may be missing behind it.
+	// Reason. More may be missing after it.
 	Range  phys.Range
 	Reason Reason
 	Err    error // the cause, if there is one

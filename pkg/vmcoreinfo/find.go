@@ -30,7 +30,7 @@ const (
 // Candidate is a VMCOREINFO note found in memory.
 type Candidate struct {
 	Addr uint64 // physical address of the note's header, page aligned
-	Size uint64 // bytes from there to the end of the empty note behind it: the segment that PT_NOTE must name
+	Size uint64 // in bytes, with the empty note that follows: what a PT_NOTE must cover
 	Info *Info
 }
 

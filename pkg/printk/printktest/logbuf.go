@@ -70,7 +70,7 @@ func (b *LogBuffer) Print(seq uint64, text, dict string) (at uint32) {
 	return at
 }
 
-// Ends sets the offsets of the oldest record and of what comes behind the
+// Ends sets the offsets of the oldest record and of what comes after the
 // newest.
 func (b *LogBuffer) Ends(first, next uint32) {
 	b.first, b.next = first, next

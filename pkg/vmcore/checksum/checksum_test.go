@@ -126,7 +126,7 @@ func TestWriterErrors(t *testing.T) {
 		t.Error("write at -1: no error")
 	}
 	if _, err := w.WriteAt(make([]byte, 10), maxBlocks*BlockSize); err == nil {
-		t.Error("write behind the last block: no error")
+		t.Error("write past the last block: no error")
 	}
 	if _, err := w.WriteAt(make([]byte, 10), 90); err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ type File struct {
 	Size int64
 }
 
-// FormatFlattened is behind Info.Format of a dump in makedumpfile's flattened
+// FormatFlattened is appended to Info.Format of a dump in makedumpfile's flattened
 // form.
 const FormatFlattened = " flattened"
 

@@ -9,7 +9,7 @@
 //
 // Invariants: a file is hostile; the memory for reading one is bounded by
 // MaxSegments and by the size of its headers. A segment that makes no sense,
-// or lies behind the end of the file, costs that segment and a warning, not
+// or lies past the end of the file, costs that segment and a warning, not
 // the dump. What lies between p_filesz and p_memsz is Excluded: makedumpfile
 // -E leaves pages out in this way, and whoever reads zeroes there may read
 // what was none. Memory that the file names as Unreadable is not read, though
@@ -204,7 +204,7 @@ func (d *Dump) segment(p []byte, off int64) (l load, ok bool) {
 		warn("p_filesz", "%#x bytes at %#x are no place in a file: segment left out", inFile, at)
 		return load{}, false
 	case end > uint64(d.size):
-		warn("p_filesz", "%#x bytes at %#x reach behind the end of the file at %#x: it was cut off", inFile, at, d.size)
+		warn("p_filesz", "%#x bytes at %#x reach past the end of the file at %#x: it was cut off", inFile, at, d.size)
 	}
 	if typ == ptNote {
 		d.notes(int64(at), inFile)
@@ -290,7 +290,7 @@ func (d *Dump) leaveOutUnreadable() {
 }
 
 // find returns the piece that holds addr, or else the next one; ok is false
-// behind the last.
+// after the last.
 func (d *Dump) find(addr uint64) (p piece, ok bool) {
 	i, _ := slices.BinarySearchFunc(d.held, addr, func(p piece, addr uint64) int { return before(p.Range, addr) })
 	if i == len(d.held) {

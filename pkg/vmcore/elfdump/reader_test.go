@@ -145,10 +145,10 @@ func TestWarns(t *testing.T) {
 	}{
 		{"offsetWraps", patch(direct+8, 8, math.MaxUint64-0x100), "no place in a file", "00003000-00004fff 00009000-0000bfff"},
 		{"sizeWraps", patch(direct+32, 8, math.MaxUint64), "no place in a file", "00003000-00004fff 00009000-0000bfff"},
-		{"offsetBehindEnd", patch(direct+8, 8, 1<<40), "behind the end of the file", "00001000-00006fff 00009000-0000bfff"},
+		{"offsetBehindEnd", patch(direct+8, 8, 1<<40), "past the end of the file", "00001000-00006fff 00009000-0000bfff"},
 		{"moreInFileThanInMemory", patch(direct+40, 8, 0x1000), "p_memsz: 0x1000, less than p_filesz", "00001000-00006fff 00009000-0000bfff"},
 		{"physWraps", patch(direct+24, 8, math.MaxUint64-0xfff), "p_paddr", "00003000-00004fff 00009000-0000bfff"},
-		{"noteHuge", patch(note+32, 8, 1<<35), "behind the end of the file", "00001000-00006fff 00009000-0000bfff"},
+		{"noteHuge", patch(note+32, 8, 1<<35), "past the end of the file", "00001000-00006fff 00009000-0000bfff"},
 		{"noteGarbage", patch(content+4, 4, math.MaxUint32), "descriptor of 0xffffffff", "00001000-00006fff 00009000-0000bfff"},
 		{"cutOff", file[:len(file)-1], "it was cut off", "00001000-00006fff 00009000-0000bfff"},
 	}

@@ -42,7 +42,7 @@ type segment struct {
 // NewLayout lays out a dump of loads with the memory in data, which is
 // ascending, doesn't overlap, and begins and ends at multiples of pageSize;
 // only what is in loads, too, can be found by a reader. Notes are as in
-// vmcore.Info; behind them is room for a note of unreadable memory, which is
+// vmcore.Info; after them is room for a note of unreadable memory, which is
 // known when all is read. TooManyError says that data has too many gaps.
 func NewLayout(machine uint16, notes []byte, loads []vmcore.Load, data []phys.Range, pageSize uint64) (*Layout, error) {
 	l, err := newLayout(machine, notes, loads, data, pageSize)

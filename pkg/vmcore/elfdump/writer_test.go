@@ -26,7 +26,7 @@ func (f *memoryFile) WriteAt(p []byte, off int64) (int, error) {
 func TestLayout(t *testing.T) {
 	const direct, text = 0xffff888000000000, 0xffffffff81000000
 	notes := make([]byte, 100)
-	const start = 64 << 10 // of the memory: behind the room for a note of unreadable memory
+	const start = 64 << 10 // of the memory: after the room for a note of unreadable memory
 	for _, tc := range []struct {
 		name  string
 		loads []vmcore.Load
@@ -99,7 +99,7 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// What names unreadable memory has room behind the notes, and no more than that.
+// What names unreadable memory has room after the notes, and no more than that.
 func TestWriteUnreadable(t *testing.T) {
 	loads := []vmcore.Load{{Phys: 0x1000, Size: 0x4000}}
 	l, err := elfdump.NewLayout(elfcore.MachineAMD64, nil, loads, []phys.Range{{Start: 0x1000, End: 0x5000}}, 4096)

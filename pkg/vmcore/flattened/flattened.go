@@ -93,7 +93,7 @@ func parseRecord(b []byte, at int64) (off, size int64, last bool, err error) {
 // writes a form, too.
 type Writer struct {
 	w   io.Writer
-	err error // the first one; nothing is written behind it
+	err error // the first one; nothing is written after it
 }
 
 var errClosed = errors.New("the form is closed")

@@ -231,7 +231,7 @@ func TestWriterFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.WriteAt([]byte("x"), 0); err == nil {
-		t.Error("a write behind the end is taken")
+		t.Error("a write past the end is taken")
 	}
 }
 

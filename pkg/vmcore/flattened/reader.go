@@ -38,7 +38,7 @@ type piece struct {
 }
 
 // Open reads all records of the form in r, of size bytes. A form that is cut
-// off, or broken behind its first record, is read as far as it goes;
+// off, or broken after its first record, is read as far as it goes;
 // Complete tells.
 func Open(r io.ReaderAt, size int64) (*Reader, error) {
 	f := &Reader{r: r}
@@ -106,7 +106,7 @@ func (f *Reader) index(size int64) error {
 		at += n
 	}
 	if len(f.runs) == 0 {
-		return &vmcore.FormatError{Off: headerSize, Field: "offset", Problem: "no record: the form ends behind its header"}
+		return &vmcore.FormatError{Off: headerSize, Field: "offset", Problem: "no record: the form ends after its header"}
 	}
 	return nil
 }

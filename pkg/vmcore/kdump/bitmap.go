@@ -14,8 +14,8 @@ const (
 	chunk = 4 << 10
 	// scanSize is how much of a bitmap is read at once from start to end.
 	scanSize = 1 << 20
-	// maxRanges caps the ranges that the 1st bitmap is turned into; what is
-	// behind the last is one range with the holes in it.
+	// maxRanges caps the ranges that the 1st bitmap is turned into. The last
+	// range then reaches to the end of memory, over all holes.
 	maxRanges = 1 << 16
 )
 

@@ -8,14 +8,14 @@
 //
 //	block               what
 //	0                   Header, 464 bytes
-//	1                   SubHeader, 104 bytes; behind it, anywhere before the
+//	1                   SubHeader, 104 bytes; after it, anywhere before the
 //	                    bitmaps, VMCOREINFO and notes
 //	1+SubBlocks         1st bitmap: a bit for each page that is memory
 //	  +BitmapBlocks/2   2nd bitmap: a bit for each page that is in the file
 //	1+SubBlocks+BitmapBlocks
 //	                    page descriptors of 24 bytes, one for each bit of the
 //	                    2nd bitmap, in the order of the bits
-//	behind these        the pages, anywhere, in any order, also several
+//	after these         the pages, anywhere, in any order, also several
 //	                    descriptors on the same bytes
 //
 // A page is memory of the size of a block, which need not be the size of the

@@ -124,7 +124,7 @@ func (j *Joined) ReadPhys(p []byte, addr uint64) error {
 	for len(p) > 0 {
 		d := j.part(addr / j.info.BlockSize)
 		n := uint64(len(p))
-		// Up to where the next file begins, or, behind the end of one, to
+		// Up to where the next file begins, or, past the end of one, to
 		// there.
 		if end := d.info.Part.End; addr < end {
 			n = min(n, end-addr)

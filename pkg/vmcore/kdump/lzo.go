@@ -36,7 +36,7 @@ func expandLZO(dst, src []byte) error {
 			return errLZO
 		}
 		var distance, length int
-		next := op // its lowest 2 bits: literals behind a match
+		next := op // its lowest 2 bits: literals after a match
 		switch {
 		case op < 16 && state == 0:
 			length, ok = z.length(op, 15, 3)

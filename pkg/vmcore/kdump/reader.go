@@ -394,7 +394,7 @@ func (d *Dump) readPages(p []byte, pfn, n uint64) (done uint64, err error) {
 	return done, nil
 }
 
-// readGroup reads pages that lie one behind the other in the file into p, and
+// readGroup reads pages that lie one after the other in the file into p, and
 // returns how many it read; raw has room for what they take in the file.
 func (d *Dump) readGroup(p []byte, group []Desc, raw []byte) (pages int, err error) {
 	var there []byte
@@ -439,7 +439,7 @@ func (d *Dump) check(desc Desc) error {
 }
 
 // contiguous returns the descriptors at the start of descs whose pages lie
-// one behind the other in the file, and how many bytes these take there.
+// one after the other in the file, and how many bytes these take there.
 func contiguous(descs []Desc) (group []Desc, size uint64) {
 	for i, d := range descs {
 		if i > 0 && (d.Offset != descs[0].Offset+size || size+uint64(d.Size) > maxRead) {

@@ -263,7 +263,7 @@ func TestZlibChecksum(t *testing.T) {
 	}
 }
 
-// A stream that makes more than a page must not touch what is behind it.
+// A stream that makes more than a page must not touch what is after it.
 func TestExpandTooMuch(t *testing.T) {
 	for _, codec := range []string{"zlib", "lzo", "snappy", "zstd"} {
 		t.Run(codec, func(t *testing.T) {

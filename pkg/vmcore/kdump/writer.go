@@ -32,7 +32,7 @@ type Part struct {
 	Dst io.WriterAt
 	End uint64 // one more than the last PFN; the last part's is not used
 	// Pages is how many pages Append will be called with at most: the data
-	// begins behind that many descriptors.
+	// begins after that many descriptors.
 	Pages uint64
 }
 
@@ -57,14 +57,14 @@ type Writer struct {
 	meta   Meta
 	header Header
 	sub    SubHeader
-	extra  []byte // behind the sub header
+	extra  []byte // after the sub header
 	parts  []*part
 
 	bits    []byte // piece of the 2nd bitmap
 	bitsAt  int64  // its offset in the bitmap
 	bitsEnd int64  // of the bitmap
 	next    uint64 // lowest PFN that may come
-	erase   []byte // behind the pages
+	erase   []byte // after the pages
 	err     error  // the first; the writer is dead
 }
 

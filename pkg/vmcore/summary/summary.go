@@ -1,8 +1,8 @@
 // Package summary says in few lines what is in a dump: which kernel, when and
 // why it crashed, which CPUs' registers, how much memory.
 //
-// Invariants: what a dump doesn't tell is left out, never guessed; what can't
-// be read is a warning. Text out of a dump can't steer a terminal.
+// Invariants: what a dump doesn't say is left out, never guessed; what can't be
+// read is a warning. Text from a dump can't control a terminal.
 package summary
 
 import (
@@ -29,7 +29,7 @@ const Schema = 1
 // don't hold them.
 type Summary struct {
 	Schema      int    `json:"schema"`
-	Format      string `json:"format"`                // elf, kdump; behind it " flattened"
+	Format      string `json:"format"`                // elf or kdump, with " flattened" appended if the file is
 	Compression string `json:"compression,omitempty"` // none, zlib, lzo, snappy, zstd
 	Level       *int   `json:"level,omitempty"`       // makedumpfile's dump level
 	Incomplete  bool   `json:"incomplete"`            // the file says that it is not finished
@@ -177,7 +177,7 @@ var causes = []string{
 	"mce: [Hardware Error]", "Out of memory:", "watchdog: BUG:", "sysrq: Trigger a crash", "INFO: task ", "rcu: INFO:",
 }
 
-// hardLockup is in the message of the watchdog for those, behind a prefix that
+// hardLockup is in the message of the watchdog for those, after a prefix that
 // has changed often (kernel/watchdog.c).
 const hardLockup = "Watchdog detected hard LOCKUP"
 

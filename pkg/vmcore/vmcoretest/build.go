@@ -26,7 +26,7 @@ func (s *Spec) Kdump(t testing.TB) []byte {
 	return s.kdump(t, nil)
 }
 
-// Parts returns the dump as the files of a split dump, one behind the other at
+// Parts returns the dump as the files of a split dump, one after the other at
 // the PFNs in bounds: Parts(t, 0, 4, 8) makes two.
 func (s *Spec) Parts(t testing.TB, bounds ...uint64) [][]byte {
 	t.Helper()
@@ -159,7 +159,7 @@ func (s *Spec) ELF(t testing.TB) []byte {
 	segments := []segment{{typ: 4, inFile: uint64(len(notes)), size: uint64(len(notes))}}
 	contents := [][]byte{notes}
 	for _, l := range loads {
-		// Every row of held pages with what is excluded behind it.
+		// Every row of held pages with what is excluded after it.
 		for at := l.Phys; at < l.Phys+l.Size; {
 			var content []byte
 			start := at
@@ -203,7 +203,7 @@ func (s *Spec) ELF(t testing.TB) []byte {
 }
 
 // Flatten returns file in makedumpfile's flattened form: in records of size
-// bytes, of which the first comes last, behind one with other content that it
+// bytes, of which the first comes last, after one with other content that it
 // overwrites.
 func Flatten(t testing.TB, file []byte, size int) []byte {
 	t.Helper()

@@ -37,7 +37,7 @@ func CompressLZO(p []byte) []byte {
 	return append(z.b, 17, 0, 0)
 }
 
-// length appends op with n in its low bits, which hold up to all, or n behind
+// length appends op with n in its low bits, which hold up to all, or n after
 // it.
 func (z *lzoStream) length(op byte, n, all int) {
 	if n <= all {

@@ -107,7 +107,7 @@ func Parse(t testing.TB, text string) *Spec {
 	}
 	for i := 1; i < len(s.Pages); i++ {
 		if s.Pages[i].Addr <= s.Pages[i-1].Addr {
-			t.Fatalf("page %#x behind %#x, want the order of addresses", s.Pages[i].Addr, s.Pages[i-1].Addr)
+			t.Fatalf("page %#x after %#x, want the order of addresses", s.Pages[i].Addr, s.Pages[i-1].Addr)
 		}
 	}
 	if n := len(s.Pages); n > 0 && s.MaxMapNr == 0 {

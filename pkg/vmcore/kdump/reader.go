@@ -275,7 +275,44 @@ func (d *Dump) HeldSize() (uint64, error) {
 		}
 		n -= min(n, to-from)
 	}
+	if d.info.Incomplete {
+		unwritten, err := d.unwritten()
+		if err != nil {
+			return 0, err
+		}
+		n -= min(n, unwritten)
+	}
 	return n * d.info.BlockSize, nil
+}
+
+// unwritten counts the pages of an incomplete file that the 2nd bitmap has, but
+// that were never written: their descriptors are zero, or the file ends before
+// them.
+func (d *Dump) unwritten() (n uint64, err error) {
+	all, err := d.held.before(d.end)
+	if err != nil {
+		return 0, err
+	}
+	all -= d.skip
+	b := make([]byte, lastDescs*DescSize)
+	for at := uint64(0); at < all; at += lastDescs {
+		part := b[:min(lastDescs, all-at)*DescSize]
+		off := d.head.DescOffset() + int64(at)*DescSize
+		if off >= d.size {
+			return n + all - at, nil
+		}
+		there := part[:min(int64(len(part)), d.size-off)/DescSize*DescSize]
+		if err := d.cache.read(there, off); err != nil {
+			return 0, fmt.Errorf("page descriptors: %w", err)
+		}
+		n += uint64(len(part)-len(there)) / DescSize
+		for ; len(there) > 0; there = there[DescSize:] {
+			if p := ParseDesc(there); p.Offset == 0 || p.Offset >= uint64(d.size) {
+				n++
+			}
+		}
+	}
+	return n, nil
 }
 
 // unreadable says whether a part of page pfn, which is below MaxPages, is

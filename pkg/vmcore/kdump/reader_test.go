@@ -113,9 +113,13 @@ func TestInfoVersion3(t *testing.T) {
 
 func TestIncomplete(t *testing.T) {
 	s := vmcoretest.Parse(t, "status incomplete vmemmap\n0x0 raw\n0x1000 unwritten")
-	info := open(t, s.Kdump(t)).Info()
+	d := open(t, s.Kdump(t))
+	info := d.Info()
 	if !info.Incomplete || len(info.Warnings) != 2 {
 		t.Errorf("incomplete %v, warnings %q", info.Incomplete, info.Warnings)
+	}
+	if n, err := d.HeldSize(); n != 4096 || err != nil {
+		t.Errorf("%d bytes are held, %v; want the one page that was written", n, err)
 	}
 }
 

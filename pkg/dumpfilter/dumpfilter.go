@@ -103,6 +103,11 @@ func New(m Memory, info *vmcoreinfo.Info, memory phys.Set, level Level) (*Filter
 	if size < phys.PageSize || size > maxPageSize || size&(size-1) != 0 {
 		return nil, fmt.Errorf("filter pages at level %d: PAGESIZE is %d, want 4 to 64 KiB", level, size)
 	}
+	if _, arm := info.Numbers["kimage_voffset"]; !arm && size != phys.PageSize {
+		if _, x86 := info.Numbers["phys_base"]; x86 {
+			return nil, fmt.Errorf("filter pages at level %d: PAGESIZE is %d, but x86-64 kernels have pages of %d", level, size, phys.PageSize)
+		}
+	}
 	f := &Filter{mem: m, info: info, pageBits: uint(bits.TrailingZeros64(size)), level: level}
 	for _, r := range memory.AlignIn(size) {
 		f.memory = append(f.memory, pages{r.Start >> f.pageBits, r.End >> f.pageBits})

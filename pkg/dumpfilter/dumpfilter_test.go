@@ -368,6 +368,7 @@ func TestArguments(t *testing.T) {
 		{"noPageSize", &bad, 31, 0, "PAGESIZE is 0"},
 		{"oddPageSize", &bad, 31, 5000, "PAGESIZE is 5000"},
 		{"hugePageSize", &bad, 31, 1 << 20, "PAGESIZE is 1048576"},
+		{"x86PageSize", &bad, 31, 64 << 10, "PAGESIZE is 65536, but x86-64 kernels have pages of 4096"},
 	} {
 		bad.PageSize = c.page
 		f, err := dumpfilter.New(k, c.info, k.ram, c.level)

@@ -83,7 +83,7 @@ func TestNotUnderstood(t *testing.T) {
 		k := newKernel(machines[0], encodingOf(t, "6.3 to 6.5"))
 		populate(k)
 		k.text = strings.Replace(k.text, "_folio_order)=81", "_folio_order)=17", 1)
-		wantAllKept(t, k, "behind the first page")
+		wantAllKept(t, k, "after the first page")
 	})
 }
 

@@ -123,7 +123,11 @@ func (i *Info) ReadNotes(outside []byte) {
 
 // believe takes from VMCOREINFO what it says better than the headers.
 func (i *Info) believe(v *vmcoreinfo.Info) {
+	m := machineIn(v)
 	switch {
+	case m == elfcore.MachineAMD64 && v.PageSize != MinPageSize && v.PageSize != 0:
+		i.PageSize = MinPageSize
+		i.Warn(fmt.Sprintf("VMCOREINFO: PAGESIZE is %d, but x86-64 kernels have pages of %d: taken for that, and no page can be left out", v.PageSize, MinPageSize))
 	case ValidPageSize(v.PageSize):
 		i.PageSize = v.PageSize
 	case v.PageSize != 0:
@@ -134,7 +138,7 @@ func (i *Info) believe(v *vmcoreinfo.Info) {
 		i.Warn(fmt.Sprintf("the header says release %q, VMCOREINFO %q, which is taken", i.Uname.Release, v.Release))
 	}
 	i.Uname.Release = v.Release
-	if m := machineIn(v); m != 0 && m != i.Machine {
+	if m != 0 && m != i.Machine {
 		if name := i.machine(); name != "" {
 			i.Warn(fmt.Sprintf("the header says machine %s, VMCOREINFO %s, which is taken", name, MachineName(m)))
 		}

@@ -103,6 +103,8 @@ func TestReadNotes(t *testing.T) {
 			vmcore.Info{PageSize: 4096, Uname: vmcore.Uname{Release: "6.12"}}, "PAGESIZE is 5000, want a power of two from 4096 to 262144: taken for 4096"},
 		{"hugePageSize", "OSRELEASE=6.12\nPAGESIZE=1048576\n", vmcore.Info{BlockSize: 65536},
 			vmcore.Info{PageSize: 65536, Uname: vmcore.Uname{Release: "6.12"}}, "PAGESIZE is 1048576, want a power of two from 4096 to 262144: taken for 65536"},
+		{"x86PageSize", "OSRELEASE=6.12\nPAGESIZE=65536\n" + x86, vmcore.Info{Machine: elfcore.MachineAMD64, BlockSize: 65536, Uname: vmcore.Uname{Machine: "x86_64"}},
+			vmcore.Info{PageSize: 4096, Machine: elfcore.MachineAMD64, Uname: vmcore.Uname{Release: "6.12", Machine: "x86_64"}}, "PAGESIZE is 65536, but x86-64 kernels have pages of 4096"},
 		{"noPageSize", "OSRELEASE=6.12\n", vmcore.Info{BlockSize: 16384},
 			vmcore.Info{PageSize: 16384, Uname: vmcore.Uname{Release: "6.12"}}, ""},
 		{"smallerThanBlock", "OSRELEASE=6.12\nPAGESIZE=4096\n", vmcore.Info{BlockSize: 65536},

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/boot/stub"
+	"github.com/warmcore/warmcore/pkg/acpi"
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -60,14 +60,11 @@ func (s *System) amd64() (m amd64, err error) {
 	if m.lowPage, err = s.lowPage(); err != nil {
 		return amd64{}, err
 	}
-	facp, err := s.readBytes(facpFile)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return amd64{}, err
-	default:
-		m.reset = resetRegister(facp)
+	fadt, err := s.fadt()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log().Warn("the stub resets without ACPI's reset register", "err", err)
 	}
+	m.reset = resetRegister(fadt)
 	return m, nil
 }
 
@@ -148,39 +145,20 @@ func (s *System) lowPage() (uint64, error) {
 	return low[0].Start, nil
 }
 
-// facpFile is the Fixed ACPI Description Table.
-const facpFile = "sys/firmware/acpi/tables/FACP"
-
-// Offsets in the Fixed ACPI Description Table (ACPI 6.5, table 5.9).
-const (
-	facpFlags      = 112
-	facpReset      = 116 // generic address structure of 12 bytes
-	facpResetValue = 128
-	facpEnd        = 129
-
-	facpResetSupported = 1 << 10
-)
-
 // resetRegister returns the reset register that the FADT names, or none.
-func resetRegister(facp []byte) stub.ResetRegister {
-	le := binary.LittleEndian
-	if len(facp) < facpEnd || string(facp[:4]) != "FACP" || le.Uint32(facp[facpFlags:])&facpResetSupported == 0 {
-		return stub.ResetRegister{}
-	}
-	r := stub.ResetRegister{
-		Space:   facp[facpReset],
-		Address: le.Uint64(facp[facpReset+4:]),
-		Value:   facp[facpResetValue],
-	}
+func resetRegister(f acpi.FADT) stub.ResetRegister {
+	r := f.Reset
 	// What the stub doesn't reach must not keep the machine from being armed:
 	// it has other ways to reset.
 	switch {
-	case r.Space == stub.SpaceIO && r.Address < 1<<16:
-	case r.Space == stub.SpaceMemory && r.Address < 4*phys.GiB:
-	default:
+	case r == nil:
 		return stub.ResetRegister{}
+	case r.Space == acpi.SpaceIO && r.Address < 1<<16:
+		return stub.ResetRegister{Space: stub.SpaceIO, Address: r.Address, Value: f.ResetValue}
+	case r.Space == acpi.SpaceMemory && r.Address < 4*phys.GiB:
+		return stub.ResetRegister{Space: stub.SpaceMemory, Address: r.Address, Value: f.ResetValue}
 	}
-	return r
+	return stub.ResetRegister{}
 }
 
 // encrypted refuses if memory is encrypted with a key that a reset changes:

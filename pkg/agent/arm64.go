@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/boot/stub"
+	"github.com/warmcore/warmcore/pkg/acpi"
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
@@ -84,15 +85,6 @@ func (arm64) check(x *session) error {
 	return nil
 }
 
-// Offsets in the Fixed ACPI Description Table (ACPI 6.5, table 5.9).
-const (
-	facpARMBoot    = 129 // u16
-	facpARMBootEnd = 131
-
-	facpPSCI    = 1 << 0
-	facpPSCIHVC = 1 << 1
-)
-
 // conduit returns how firmware's PSCI is called.
 func (s *System) conduit() (stub.Conduit, error) {
 	const todo = "use kdump: without PSCI the stub can't reset the machine"
@@ -127,21 +119,15 @@ func (s *System) conduit() (stub.Conduit, error) {
 		}
 		return 0, fmt.Errorf("%s/method is %q, want hvc or smc", dir, method)
 	}
-	facp, err := s.readBytes(facpFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, refuse(todo, "neither the device tree nor ACPI names PSCI")
-	}
-	if err != nil {
-		return 0, err
-	}
-	flags := uint16(0)
-	if len(facp) >= facpARMBootEnd && string(facp[:4]) == "FACP" {
-		flags = binary.LittleEndian.Uint16(facp[facpARMBoot:])
-	}
+	f, err := s.fadt()
 	switch {
-	case flags&facpPSCI == 0:
-		return 0, refuse(todo, "firmware has no PSCI (ARM_BOOT_ARCH in the FADT is %#x)", flags)
-	case flags&facpPSCIHVC != 0:
+	case errors.Is(err, fs.ErrNotExist):
+		return 0, refuse(todo, "neither the device tree nor ACPI names PSCI")
+	case err != nil:
+		return 0, err
+	case !f.PSCI:
+		return 0, refuse(todo, "firmware has no PSCI, by ARM_BOOT_ARCH in the FADT")
+	case f.HVC:
 		return stub.ConduitHVC, nil
 	}
 	return stub.ConduitSMC, nil
@@ -217,51 +203,18 @@ func parseList(text string) ([]int, error) {
 	return list, nil
 }
 
-// The Multiple APIC Description Table and its structures for CPUs (ACPI 6.5,
-// sections 5.2.12 and 5.2.12.14).
-const (
-	madtFile   = "sys/firmware/acpi/tables/APIC"
-	madtHeader = 44
-
-	giccType    = 0xb
-	giccFlags   = 12 // u32
-	giccMPIDR   = 68 // u64
-	giccMinSize = 76
-
-	giccEnabled = 1 << 0
-)
-
 // madt returns the MPIDRs of the CPUs that the MADT says are enabled.
 func (s *System) madt() ([]uint64, error) {
-	b, err := s.readBytes(madtFile)
+	b, err := s.readBytes(acpiTables + "APIC")
 	if err != nil {
 		return nil, err
 	}
-	list, err := parseMADT(b)
+	m, err := acpi.ParseMADT(b)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", madtFile, err)
+		return nil, err
 	}
-	return list, nil
-}
-
-func parseMADT(b []byte) ([]uint64, error) {
-	if len(b) < madtHeader || string(b[:4]) != "APIC" {
-		return nil, errors.New("no MADT")
+	if len(m.MPIDRs) == 0 {
+		return nil, errors.New("ACPI table APIC: it names no CPU")
 	}
-	le := binary.LittleEndian
-	var list []uint64
-	for off := madtHeader; off+2 <= len(b); {
-		size := int(b[off+1])
-		if size < 2 || off+size > len(b) {
-			return nil, fmt.Errorf("offset %#x: structure of %d bytes", off, size)
-		}
-		if e := b[off:][:size]; e[0] == giccType && size >= giccMinSize && le.Uint32(e[giccFlags:])&giccEnabled != 0 {
-			list = append(list, le.Uint64(e[giccMPIDR:]))
-		}
-		off += size
-	}
-	if len(list) == 0 {
-		return nil, errors.New("it names no CPU")
-	}
-	return list, nil
+	return m.MPIDRs, nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/warmcore/warmcore/boot/stub"
+	"github.com/warmcore/warmcore/pkg/acpi/acpitest"
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/hotplug"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -100,8 +101,8 @@ func TestArmARM64Refusals(t *testing.T) {
 		{"old PSCI", func(m *testMachine) { m.file("proc/device-tree/psci/compatible", "arm,psci\x00") }, "PSCI is version 0.1"},
 		{"ACPI without PSCI", func(m *testMachine) {
 			m.remove("proc/device-tree/psci/method")
-			m.file(facpFile, fadt(0))
-		}, "firmware has no PSCI (ARM_BOOT_ARCH in the FADT is 0x0)"},
+			m.file(acpiTables+"FACP", fadt(0))
+		}, "firmware has no PSCI"},
 		{"kernel of 64 KiB pages", func(m *testMachine) {
 			m.file("sys/devices/system/memory/block_size_bytes", "20000000\n")
 		}, "memory blocks are 512 MiB, and the payload planned with 128 MiB"},
@@ -233,9 +234,9 @@ func TestConduit(t *testing.T) {
 		{"smc", map[string]string{dt + "psci/method": "smc\x00", dt + "psci/compatible": "arm,psci-0.2\x00arm,psci\x00"}, stub.ConduitSMC, ""},
 		{"with a unit address", map[string]string{dt + "psci@0/method": "smc\x00", dt + "psci@0/compatible": "arm,psci-1.0\x00"}, stub.ConduitSMC, ""},
 		{"below firmware", map[string]string{dt + "firmware/psci/method": "smc\x00", dt + "firmware/psci/compatible": "arm,psci-1.0\x00"}, stub.ConduitSMC, ""},
-		{"ACPI, smc", map[string]string{facpFile: fadt(1)}, stub.ConduitSMC, ""},
-		{"ACPI, hvc", map[string]string{facpFile: fadt(3)}, stub.ConduitHVC, ""},
-		{"ACPI before 5.1", map[string]string{facpFile: fadt(3)[:facpARMBoot]}, 0, "firmware has no PSCI"},
+		{"ACPI, smc", map[string]string{acpiTables + "FACP": fadt(1)}, stub.ConduitSMC, ""},
+		{"ACPI, hvc", map[string]string{acpiTables + "FACP": fadt(3)}, stub.ConduitHVC, ""},
+		{"ACPI before 5.1", map[string]string{acpiTables + "FACP": string(acpitest.Table("FACP", 4, make([]byte, 100)))}, 0, "firmware has no PSCI"},
 		{"unknown method", map[string]string{dt + "psci/method": "svc\x00", dt + "psci/compatible": "arm,psci-1.0\x00"}, 0, `method is "svc\x00"`},
 		{"no compatible", map[string]string{dt + "psci/method": "hvc\x00"}, 0, "no such file"},
 		{"none", nil, 0, "names PSCI"},
@@ -254,30 +255,19 @@ func TestConduit(t *testing.T) {
 }
 
 // fadt is a Fixed ACPI Description Table with ARM_BOOT_ARCH flags.
-func fadt(flags uint16) string {
-	b := make([]byte, 276)
-	copy(b, "FACP")
-	binary.LittleEndian.PutUint16(b[facpARMBoot:], flags)
-	return string(b)
+func fadt(flags byte) string {
+	b := make([]byte, 276-36)
+	b[129-36] = flags
+	return string(acpitest.Table("FACP", 6, b))
 }
 
-// gicc is a GIC CPU interface structure of a MADT.
-func gicc(flags uint32, mpidr uint64) []byte {
-	b := make([]byte, 82)
-	b[0], b[1] = giccType, 82
-	binary.LittleEndian.PutUint32(b[giccFlags:], flags)
-	binary.LittleEndian.PutUint64(b[giccMPIDR:], mpidr)
-	return b
-}
-
-// madt is a MADT of structures.
-func madt(structures ...[]byte) []byte {
-	b := make([]byte, madtHeader)
-	copy(b, "APIC")
-	for _, s := range structures {
-		b = append(b, s...)
-	}
-	return b
+// madt is a MADT with CPUs, each enabled or not.
+func madt(mpidr uint16, enabled byte) string {
+	b := make([]byte, 44-36+82)
+	c := b[44-36:]
+	c[0], c[1], c[12] = 0xb, 82, enabled
+	c[68], c[69] = byte(mpidr), byte(mpidr>>8)
+	return string(acpitest.Table("APIC", 5, b))
 }
 
 func TestMPIDRs(t *testing.T) {
@@ -291,7 +281,8 @@ func TestMPIDRs(t *testing.T) {
 		{"one cell", map[string]string{dir + "online": "0-1\n", dir + "cpu0/of_node/reg": "\x00\x00\x00\x01", dir + "cpu1/of_node/reg": "\x00\x01\x02\x03"}, []uint64{1, 0x10203}, ""},
 		{"two cells", map[string]string{dir + "online": "0\n", dir + "cpu0/of_node/reg": "\x00\x00\x00\x05\x00\x00\x00\x01"}, []uint64{0x500000001}, ""},
 		{"some offline", map[string]string{dir + "online": "0,2\n", dir + "cpu0/of_node/reg": "\x00\x00\x00\x00", dir + "cpu2/of_node/reg": "\x00\x00\x02\x00"}, []uint64{0, 0x200}, ""},
-		{"MADT", map[string]string{dir + "online": "0-1\n", madtFile: string(madt([]byte{0xc, 4, 0, 0}, gicc(1, 0), gicc(0, 7), gicc(1, 0x100)))}, []uint64{0, 0x100}, ""},
+		{"MADT", map[string]string{dir + "online": "0\n", acpiTables + "APIC": madt(0x100, 1)}, []uint64{0x100}, ""},
+		{"MADT without CPUs", map[string]string{dir + "online": "0\n", acpiTables + "APIC": madt(0x100, 0)}, nil, "names no CPU"},
 		{"neither", map[string]string{dir + "online": "0-1\n"}, nil, "no such file"},
 		{"one without a node", map[string]string{dir + "online": "0-1\n", dir + "cpu0/of_node/reg": "\x00\x00\x00\x00"}, nil, "cpu1"},
 		{"three bytes", map[string]string{dir + "online": "0\n", dir + "cpu0/of_node/reg": "abc"}, nil, "3 bytes, want 4 or 8"},
@@ -312,21 +303,6 @@ func TestMPIDRs(t *testing.T) {
 			}
 		})
 	}
-}
-
-func FuzzParseMADT(f *testing.F) {
-	f.Add(madt(gicc(1, 0x100)))
-	f.Add(madt([]byte{giccType, 0}))
-	f.Add(madt([]byte{giccType, 80, 0, 0}))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		list, err := parseMADT(b)
-		if err != nil && list != nil || err == nil && len(list) == 0 {
-			t.Errorf("parseMADT = %v, %v", list, err)
-		}
-		if len(list) > len(b)/giccMinSize {
-			t.Errorf("%d CPUs of %d bytes", len(list), len(b))
-		}
-	})
 }
 
 func FuzzParseList(f *testing.F) {

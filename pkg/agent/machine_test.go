@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/acpi/acpitest"
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/hotplug/hotplugtest"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -139,12 +140,11 @@ func plainBoot(t *testing.T) *testMachine {
 	m.file("sys/firmware/memmap/0/end", "0x9fbff\n")
 	m.file("sys/firmware/memmap/0/type", "System RAM\n")
 	facp := make([]byte, 244)
-	copy(facp, "FACP")
 	binary.LittleEndian.PutUint32(facp[112:], 1<<10)
 	facp[116] = 1 // I/O
 	binary.LittleEndian.PutUint64(facp[120:], 0xcf9)
 	facp[128] = 0xf
-	m.file("sys/firmware/acpi/tables/FACP", string(facp))
+	m.file(acpiTables+"FACP", string(acpitest.Table("FACP", 5, facp[36:])))
 	m.file("proc/kcore", string(kcore(t)))
 	m.setBlock(registration.Prearmed, nil)
 	m.memory.onSave = func() { m.did("state " + m.block().State.String()) }

@@ -1,7 +1,6 @@
 package payload
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -14,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/acpi"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/kexec"
 	"github.com/warmcore/warmcore/pkg/memmap"
@@ -195,20 +195,11 @@ func (l *Linux) RSDP(mem Memory) uint64 {
 		if mem.ReadPhys(b, r.Start) != nil {
 			continue
 		}
-		for off := 0; off+20 <= len(b); off += 16 {
-			if bytes.HasPrefix(b[off:], []byte("RSD PTR ")) && sum(b[off:off+20]) == 0 {
-				return r.Start + uint64(off)
-			}
+		if off, ok := acpi.FindRSDP(b); ok {
+			return r.Start + uint64(off)
 		}
 	}
 	return 0
-}
-
-func sum(b []byte) (s byte) {
-	for _, x := range b {
-		s += x
-	}
-	return s
 }
 
 // OpenMemory opens /dev/mem.

@@ -9,6 +9,7 @@ import (
 	"github.com/warmcore/warmcore/boot/trampoline"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/zeropage"
 )
 
 const fourGiB = 4 * phys.GiB
@@ -57,14 +58,14 @@ func AMD64(l Linux) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	var extra []byte // entries beyond those of the zero page
-	if len(table) > maxE820*e820Size {
-		table, extra = table[:maxE820*e820Size], table[maxE820*e820Size:]
+	page, err := zeropage.New(k.header)
+	if err != nil {
+		return nil, err
 	}
-	// Zero page, command line, and setup_data, one behind the other.
-	const zeroPage = phys.PageSize
+	extra := page.SetE820(table)
+	// Zero page, command line, and setup_data, one after the other.
 	cmdlineSize := roundUp(uint64(len(l.Cmdline)) + 1)
-	size := zeroPage + cmdlineSize
+	size := zeropage.Size + cmdlineSize
 	if len(extra) > 0 {
 		size += roundUp(setupDataHeader + uint64(len(extra)))
 	}
@@ -73,15 +74,20 @@ func AMD64(l Linux) (*Image, error) {
 		return nil, fmt.Errorf("place zero page and command line: %w", err)
 	}
 	take(at)
-	data := make([]byte, size)
-	cmdlineAt := at.Start + zeroPage
-	k.zeroPage(data[:zeroPage], l, img.Initrd, cmdlineAt, table)
-	copy(data[zeroPage:], l.Cmdline)
-	if len(extra) > 0 {
-		off := zeroPage + cmdlineSize
-		appendSetupData(data[off:off], setupE820Ext, extra)
-		binary.LittleEndian.PutUint64(data[offSetupData:], at.Start+off)
+	if running, err := zeropage.Parse(l.BootParams); err == nil {
+		page.CopyScreen(running)
 	}
+	page.SetRSDP(l.RSDP)
+	page.SetInitrd(img.Initrd)
+	page.SetCmdline(at.Start + zeropage.Size)
+	data := make([]byte, size)
+	copy(data[zeropage.Size:], l.Cmdline)
+	if len(extra) > 0 {
+		off := zeropage.Size + cmdlineSize
+		appendSetupData(data[off:off], setupE820Ext, extra)
+		page.SetSetupData(at.Start + off)
+	}
+	copy(data, page)
 	img.Segments = append(img.Segments, phys.Segment{Name: "zero page", Range: at, Data: data})
 
 	place, err := lowest(low, trampolineSize, phys.PageSize)
@@ -121,26 +127,6 @@ func (k *BzImage) where(low phys.Set) (phys.Range, error) {
 		return phys.Range{}, fmt.Errorf("place kernel: %w", err)
 	}
 	return r, nil
-}
-
-func (k *BzImage) zeroPage(b []byte, l Linux, initrd phys.Range, cmdline uint64, e820 []byte) {
-	le := binary.LittleEndian
-	if len(l.BootParams) >= int(phys.PageSize) {
-		copy(b[offScreenInfo:][:0x40], l.BootParams[offScreenInfo:])
-		copy(b[offEDID:][:0x80], l.BootParams[offEDID:])
-	}
-	copy(b[offSetupSects:], k.header)
-	b[offTypeOfLoader] = typeUndefined
-	le.PutUint64(b[offRSDP:], l.RSDP)
-	le.PutUint32(b[offRamdiskImage:], uint32(initrd.Start))
-	le.PutUint32(b[offExtRamdiskImage:], uint32(initrd.Start>>32))
-	le.PutUint32(b[offRamdiskSize:], uint32(initrd.Size()))
-	le.PutUint32(b[offExtRamdiskSize:], uint32(initrd.Size()>>32))
-	le.PutUint32(b[offCmdLinePtr:], uint32(cmdline))
-	le.PutUint32(b[offExtCmdLinePtr:], uint32(cmdline>>32))
-	le.PutUint64(b[offSetupData:], 0)
-	b[offE820Entries] = byte(len(e820) / e820Size)
-	copy(b[offE820Table:], e820)
 }
 
 const (
@@ -185,38 +171,4 @@ func noRoom(s phys.Set, size uint64) error {
 	}
 	most := slices.MaxFunc(s, func(a, b phys.Range) int { return cmp.Compare(a.Size(), b.Size()) })
 	return fmt.Errorf("no room for %s: the largest piece left is %v, %s", phys.FormatSize(size), most, phys.FormatSize(most.Size()))
-}
-
-// RamdiskRange returns where the boot loader put the initrd of the kernel
-// whose zero page this is; ok is false if it had none.
-func RamdiskRange(bootParams []byte) (r phys.Range, ok bool) {
-	if uint64(len(bootParams)) < phys.PageSize {
-		return phys.Range{}, false
-	}
-	le := binary.LittleEndian
-	start := uint64(le.Uint32(bootParams[offExtRamdiskImage:]))<<32 | uint64(le.Uint32(bootParams[offRamdiskImage:]))
-	size := uint64(le.Uint32(bootParams[offExtRamdiskSize:]))<<32 | uint64(le.Uint32(bootParams[offRamdiskSize:]))
-	r, ok = phys.Sized(start, size)
-	return r, ok && !r.Empty()
-}
-
-// RSDP returns the address of ACPI's root pointer that a boot loader noted in
-// the zero page, 0 for none.
-func RSDP(bootParams []byte) uint64 {
-	if uint64(len(bootParams)) < phys.PageSize {
-		return 0
-	}
-	return binary.LittleEndian.Uint64(bootParams[offRSDP:])
-}
-
-// E820Table returns the e820 entries of a zero page, for memmap.E820.
-func E820Table(bootParams []byte) ([]byte, error) {
-	if uint64(len(bootParams)) < phys.PageSize {
-		return nil, fmt.Errorf("zero page of %d bytes: want %d", len(bootParams), phys.PageSize)
-	}
-	n := int(bootParams[offE820Entries])
-	if n == 0 || n > maxE820 {
-		return nil, fmt.Errorf("zero page: %d e820 entries at offset %#x: want 1 to %d", n, offE820Entries, maxE820)
-	}
-	return bootParams[offE820Table:][:n*e820Size], nil
 }

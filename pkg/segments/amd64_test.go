@@ -12,6 +12,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/segments/segmentstest"
+	"github.com/warmcore/warmcore/pkg/zeropage"
 )
 
 const (
@@ -208,7 +209,11 @@ func TestZeroPage(t *testing.T) {
 				t.Error(err)
 			}
 			zero := img.Segments[1].Data[:phys.PageSize]
-			if got := RSDP(zero); got != l.RSDP {
+			page, err := zeropage.Parse(zero)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := page.RSDP(); got != l.RSDP {
 				t.Errorf("RSDP %#x, want %#x", got, l.RSDP)
 			}
 			if !bytes.Equal(zero[:0x40], running[:0x40]) {
@@ -217,10 +222,10 @@ func TestZeroPage(t *testing.T) {
 			if !bytes.Equal(zero[0x140:0x1c0], running[0x140:0x1c0]) {
 				t.Error("EDID differs from the running kernel's")
 			}
-			if r, ok := RamdiskRange(zero); !ok || r != img.Initrd {
+			if r, ok := page.Initrd(); !ok || r != img.Initrd {
 				t.Errorf("initrd %v (%v), want %v", r, ok, img.Initrd)
 			}
-			table, err := E820Table(zero)
+			table, err := page.E820()
 			if err != nil || len(table) != 20*min(entries, 128) {
 				t.Errorf("e820 table of %d bytes (%v), want %d entries", len(table), err, min(entries, 128))
 			}
@@ -239,42 +244,6 @@ func TestZeroPageWithoutRunning(t *testing.T) {
 	zero := img.Segments[1].Data
 	if !bytes.Equal(zero[:0x1e8], append(make([]byte, 0xc0), append(zero[0xc0:0xcc:0xcc], make([]byte, 0x1e8-0xcc)...)...)) {
 		t.Errorf("something is set in the zero page before the e820 count:\n% x", zero[:0x1e8])
-	}
-}
-
-func TestReadZeroPage(t *testing.T) {
-	short := make([]byte, phys.PageSize-1)
-	if r, ok := RamdiskRange(short); ok {
-		t.Errorf("ramdisk %v in a short zero page", r)
-	}
-	if at := RSDP(short); at != 0 {
-		t.Errorf("RSDP %#x in a short zero page", at)
-	}
-	page := make([]byte, phys.PageSize)
-	if r, ok := RamdiskRange(page); ok {
-		t.Errorf("ramdisk %v in an empty zero page", r)
-	}
-	le := binary.LittleEndian
-	le.PutUint32(page[0x218:], 0xfffff000)
-	le.PutUint32(page[0x0c0:], 0xffffffff)
-	le.PutUint32(page[0x21c:], 0x2000)
-	if r, ok := RamdiskRange(page); ok {
-		t.Errorf("ramdisk %v wraps", r)
-	}
-	for _, tt := range []struct {
-		name string
-		page []byte
-		want string
-	}{
-		{"short", short, "zero page of 4095 bytes: want 4096"},
-		{"no entry", make([]byte, phys.PageSize), "0 e820 entries at offset 0x1e8"},
-		{"too many entries", func() []byte { b := make([]byte, phys.PageSize); b[0x1e8] = 129; return b }(), "129 e820 entries at offset 0x1e8"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if table, err := E820Table(tt.page); err == nil || !strings.Contains(err.Error(), tt.want) || table != nil {
-				t.Errorf("got %d bytes, %v; want an error with %q", len(table), err, tt.want)
-			}
-		})
 	}
 }
 
@@ -427,33 +396,6 @@ func FuzzAMD64(f *testing.F) {
 		}
 		if err := check(l, img); err != nil {
 			t.Fatalf("%v\n%+v", err, k)
-		}
-	})
-}
-
-// FuzzZeroPage reads what a boot loader left, as whatever it is.
-func FuzzZeroPage(f *testing.F) {
-	page := make([]byte, phys.PageSize)
-	page[offE820Entries] = 2
-	binary.LittleEndian.PutUint32(page[offRamdiskImage:], 0x7d00_0000)
-	binary.LittleEndian.PutUint32(page[offRamdiskSize:], 0x10_0000)
-	f.Add(page)
-	f.Add(page[:100])
-	f.Add(bytes.Repeat([]byte{0xff}, int(phys.PageSize)))
-	f.Fuzz(func(t *testing.T, page []byte) {
-		if r, ok := RamdiskRange(page); ok == r.Empty() || r.End < r.Start {
-			t.Errorf("ramdisk %v, %v", r, ok)
-		}
-		RSDP(page)
-		table, err := E820Table(page)
-		if err != nil {
-			if table != nil {
-				t.Errorf("a table of %d bytes, and %v", len(table), err)
-			}
-			return
-		}
-		if len(table) == 0 || len(table)%e820Size != 0 || len(table) > maxE820*e820Size {
-			t.Errorf("a table of %d bytes", len(table))
 		}
 	})
 }

@@ -6,41 +6,26 @@ import (
 	"fmt"
 
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/zeropage"
 )
 
-// Offsets in the first sectors of a bzImage, which are also those in the
-// zero page (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header",
-// and arch/x86/include/uapi/asm/bootparam.h, v6.12).
+// Offsets in the first sectors of a bzImage (Documentation/arch/x86/boot.rst,
+// "The Real-Mode Kernel Header", v6.12).
 const (
-	offSetupSects      = 0x1f1 // u8, 512-byte sectors after the first
+	offSetupSects      = 0x1f1 // u8, 512-byte sectors after the first; the header begins here
 	offHeaderEnd       = 0x201 // u8, distance of the header's end from 0x202
 	offMagic           = 0x202 // "HdrS"
 	offVersion         = 0x206 // u16
-	offKernelVersion   = 0x20e // u16, offset of a string behind the first sector
-	offTypeOfLoader    = 0x210 // u8
-	offRamdiskImage    = 0x218 // u32
-	offRamdiskSize     = 0x21c // u32
-	offCmdLinePtr      = 0x228 // u32
+	offKernelVersion   = 0x20e // u16, offset of a string after the first sector
 	offInitrdAddrMax   = 0x22c // u32, highest address of the initrd's last byte
 	offKernelAlignment = 0x230 // u32
 	offRelocatable     = 0x234 // u8
 	offXLoadFlags      = 0x236 // u16
 	offCmdlineSize     = 0x238 // u32, without the terminating NUL
-	offSetupData       = 0x250 // u64
 	offPrefAddress     = 0x258 // u64
 	offInitSize        = 0x260 // u32
 	headerEnd          = 0x264 // of what is read here
-
-	offScreenInfo      = 0x000 // 0x40 bytes
-	offRSDP            = 0x070 // u64
-	offExtRamdiskImage = 0x0c0 // u32, upper half
-	offExtRamdiskSize  = 0x0c4 // u32, upper half
-	offExtCmdLinePtr   = 0x0c8 // u32, upper half
-	offEDID            = 0x140 // 0x80 bytes
-	offE820Entries     = 0x1e8 // u8
-	offE820Table       = 0x2d0
-	maxE820            = 128 // entries in the zero page
-	e820Size           = 20  // bytes of an entry
+	maxHeaderEnd       = offSetupSects + zeropage.MaxHeader
 )
 
 const (
@@ -48,7 +33,6 @@ const (
 	xlfAbove4G       = 1 << 1 // kernel, zero page, command line, initrd may lie anywhere
 	minProtocol      = 0x20c  // xloadflags and the 64-bit entry point, since v3.8
 	entry64          = 0x200  // of the protected-mode code
-	typeUndefined    = 0xff   // of loader: one without a number
 	maxBzImage       = 256 << 20
 	maxInitSize      = 1 << 30
 	maxCmdline       = 64 << 10
@@ -104,8 +88,8 @@ func ParseBzImage(b []byte) (*BzImage, error) {
 		code:        b[start:],
 	}
 	end := offMagic + int(b[offHeaderEnd])
-	if end < headerEnd || end > start || end > offE820Table {
-		return nil, fmt.Errorf("kernel image: header ends at offset %#x (byte at %#x): want %#x to %#x", end, offHeaderEnd, headerEnd, offE820Table)
+	if end < headerEnd || end > start || end > maxHeaderEnd {
+		return nil, fmt.Errorf("kernel image: header ends at offset %#x (byte at %#x): want %#x to %#x", end, offHeaderEnd, headerEnd, maxHeaderEnd)
 	}
 	k.header = b[offSetupSects:end]
 	switch {

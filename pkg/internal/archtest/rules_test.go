@@ -26,6 +26,7 @@ var layers = map[string]layer{
 	"pkg/registration":     formats,
 	"pkg/memmap":           formats,
 	"pkg/acpi":             formats,
+	"pkg/zeropage":         formats,
 	"pkg/devicetree":       formats,
 	"pkg/elfcore":          formats,
 	"pkg/hugetlb":          formats,

@@ -15,6 +15,7 @@ import (
 	stdlog "log"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -93,7 +94,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	p := payload.New(&payload.Linux{Log: log, Console: console}, log, logger.Text, opts, payload.Version)
+	machine, err := payload.NewLinux(runtime.GOARCH, log, console)
+	if err != nil {
+		fmt.Fprintf(stderr, "warminit: %v\n", err)
+		return exitRefused
+	}
+	p := payload.New(machine, log, logger.Text, opts, payload.Version)
 	if *dry {
 		p.Plan()
 		p.Describe(stdout)

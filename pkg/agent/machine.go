@@ -8,7 +8,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// machine is what of arming depends on the architecture.
+// machine is the part of arming that depends on the architecture.
 type machine interface {
 	// elf returns the machine number in ELF headers.
 	elf() uint16
@@ -27,19 +27,23 @@ type stubArea struct {
 	kernel      string // the kernel parameter that reserves it
 }
 
-// machine finds out about the machine.
+// machines finds out about a machine, by its architecture as in GOARCH.
+var machines = map[string]func(*System) (machine, error){
+	"amd64": func(s *System) (machine, error) { return s.amd64() },
+	"arm64": func(s *System) (machine, error) { return s.arm64() },
+}
+
+// machine finds out about the machine that this program was built for.
 func (s *System) machine() (machine, error) {
 	arch := s.Arch
 	if arch == "" {
 		arch = runtime.GOARCH
 	}
-	switch arch {
-	case "amd64":
-		return s.amd64()
-	case "arm64":
-		return s.arm64()
+	find, ok := machines[arch]
+	if !ok {
+		return nil, refuse("use kdump", "there is no stub for %s", arch)
 	}
-	return nil, refuse("use kdump", "there is no stub for %s", arch)
+	return find(s)
 }
 
 // segment returns a stub's image as what to load at the start of area.

@@ -27,12 +27,6 @@ import (
 	"slices"
 )
 
-// Machines, as in e_machine (ELF gABI).
-const (
-	MachineAMD64 uint16 = 62
-	MachineARM64 uint16 = 183
-)
-
 // Sizes in bytes, and caps.
 const (
 	EhdrSize = 64 // sizeof(Elf64_Ehdr)

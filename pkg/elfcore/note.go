@@ -122,11 +122,10 @@ type prstatusLayout struct {
 	size, pid, pc, sp int
 }
 
+// prstatusLayouts has all machines, by e_machine.
 var prstatusLayouts = map[uint16]prstatusLayout{
-	// struct user_regs_struct, 27 registers: ip is the 17th, sp the 20th.
-	MachineAMD64: {size: 336, pid: 32, pc: 112 + 16*8, sp: 112 + 19*8},
-	// struct user_pt_regs, 34 registers: x0 to x30, sp, pc, pstate.
-	MachineARM64: {size: 392, pid: 32, pc: 112 + 32*8, sp: 112 + 31*8},
+	MachineAMD64: prstatusAMD64,
+	MachineARM64: prstatusARM64,
 }
 
 // ParsePRStatus reads the descriptor of an NT_PRSTATUS note. Errors:

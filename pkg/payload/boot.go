@@ -208,9 +208,7 @@ func (p *Payload) forget(own phys.Set) error {
 // loadWhole gives everything to kexec_load, which takes no more than half of
 // the payload's memory: enough for most kernels.
 func (p *Payload) loadWhole(e normalboot.Entry, l segments.Linux) (entry uint64, load []phys.Segment, err error) {
-	if p.sys.Arch() == plan.ARM64 {
-		// kexec writes through the kernel's linear map, where only its own
-		// memory is (arch/arm64/kernel/relocate_kernel.S, v6.12).
+	if p.sys.Arch().KexecOwn {
 		l.Allowed = l.Allowed.Intersect(l.Own)
 		l.Own = l.Allowed
 	}

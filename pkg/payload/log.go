@@ -13,8 +13,15 @@ import (
 
 // Logger writes one short line a record, "[    1.234567] warmcore: ...", as
 // the kernel does around it, to a console and to a buffer for the handoff
-// area.
+// area. It is a slog.Handler.
 type Logger struct {
+	out    *logOutput
+	attrs  string // of WithAttrs, as they are printed
+	prefix string // of WithGroup: "group."
+}
+
+// logOutput is what loggers made of one another share.
+type logOutput struct {
 	mu      sync.Mutex
 	console io.Writer
 	text    bytes.Buffer
@@ -26,48 +33,65 @@ const maxLogText = 1 << 20
 
 // NewLogger returns a logger; uptime gives the time since the kernel started.
 func NewLogger(console io.Writer, uptime func() time.Duration) *Logger {
-	return &Logger{console: console, uptime: uptime}
+	return &Logger{out: &logOutput{console: console, uptime: uptime}}
 }
 
 // Text is what was logged so far.
 func (l *Logger) Text() []byte {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return bytes.Clone(l.text.Bytes())
+	l.out.mu.Lock()
+	defer l.out.mu.Unlock()
+	return bytes.Clone(l.out.text.Bytes())
 }
 
 // Enabled takes everything but debug messages.
 func (l *Logger) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
 
-// WithAttrs and WithGroup are not used by the payload.
-func (l *Logger) WithAttrs([]slog.Attr) slog.Handler { return l }
+// WithAttrs returns a logger that prints attrs with each record.
+func (l *Logger) WithAttrs(attrs []slog.Attr) slog.Handler {
+	with := *l
+	for _, a := range attrs {
+		with.attrs += l.format(a)
+	}
+	return &with
+}
 
-// WithGroup does nothing.
-func (l *Logger) WithGroup(string) slog.Handler { return l }
+// WithGroup returns a logger that puts name in front of the keys to come.
+func (l *Logger) WithGroup(name string) slog.Handler {
+	with := *l
+	if name != "" {
+		with.prefix += name + "."
+	}
+	return &with
+}
+
+func (l *Logger) format(a slog.Attr) string {
+	text := strings.ReplaceAll(a.Value.Resolve().String(), "\n", "; ")
+	if a.Key == "so" {
+		return " -> " + text
+	}
+	return fmt.Sprintf(", %s%s: %s", l.prefix, a.Key, text)
+}
 
 // Handle prints a record.
 func (l *Logger) Handle(_ context.Context, r slog.Record) error {
+	o := l.out
 	var b strings.Builder
-	fmt.Fprintf(&b, "[%12.6f] warmcore: ", l.uptime().Seconds())
+	fmt.Fprintf(&b, "[%12.6f] warmcore: ", o.uptime().Seconds())
 	if r.Level >= slog.LevelWarn {
 		fmt.Fprintf(&b, "%s: ", strings.ToLower(r.Level.String()))
 	}
 	b.WriteString(r.Message)
+	b.WriteString(l.attrs)
 	r.Attrs(func(a slog.Attr) bool {
-		text := strings.ReplaceAll(a.Value.String(), "\n", "; ")
-		if a.Key == "so" {
-			fmt.Fprintf(&b, " -> %s", text)
-		} else {
-			fmt.Fprintf(&b, ", %s: %s", a.Key, text)
-		}
+		b.WriteString(l.format(a))
 		return true
 	})
 	b.WriteByte('\n')
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.text.Len() < maxLogText {
-		l.text.WriteString(b.String())
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.text.Len() < maxLogText {
+		o.text.WriteString(b.String())
 	}
-	_, err := io.WriteString(l.console, b.String())
+	_, err := io.WriteString(o.console, b.String())
 	return err
 }

@@ -75,9 +75,11 @@ func TestLogger(t *testing.T) {
 	log.Info("memory plan", "window", "128M", "n", 3)
 	log.Warn("clock", "error", fmt.Errorf("one\ntwo"), "so", "no limit")
 	log.Error("disks")
+	log.With("disk", "sda").WithGroup("entry").With("title", "Debian").Info("try", "kernel", "/vmlinuz")
 	const want = `[    1.234567] warmcore: memory plan, window: 128M, n: 3
 [    1.234567] warmcore: warn: clock, error: one; two -> no limit
 [    1.234567] warmcore: error: disks
+[    1.234567] warmcore: try, disk: sda, entry.title: Debian, entry.kernel: /vmlinuz
 `
 	if diff := cmp.Diff(want, console.String()); diff != "" {
 		t.Errorf("console (-want +got):\n%s", diff)

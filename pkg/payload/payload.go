@@ -33,7 +33,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
-	"github.com/warmcore/warmcore/pkg/segments"
+	"github.com/warmcore/warmcore/pkg/zeropage"
 )
 
 // Memory is the machine's physical memory.
@@ -213,9 +213,12 @@ func (p *Payload) makePlan() (*plan.Plan, error) {
 
 // loaderRanges is where the boot loader put the payload's initramfs.
 func (p *Payload) loaderRanges() phys.Set {
-	r, ok := segments.RamdiskRange(p.sys.BootParams())
+	var r phys.Range
+	var ok bool
 	if t := p.sys.DeviceTree(); t != nil {
 		r, ok = memmap.Initrd(t)
+	} else if page, err := zeropage.Parse(p.sys.BootParams()); err == nil {
+		r, ok = page.Initrd()
 	}
 	if !ok {
 		return nil

@@ -11,7 +11,22 @@ import (
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/plan"
 )
+
+func TestNewLinux(t *testing.T) {
+	for goarch, want := range map[string]plan.Arch{"amd64": plan.AMD64, "arm64": plan.ARM64} {
+		l, err := NewLinux(goarch, nil, nil)
+		if err != nil {
+			t.Errorf("%s: %v", goarch, err)
+		} else if l.Arch() != want {
+			t.Errorf("%s is taken for %s", goarch, l.Arch().Name)
+		}
+	}
+	if l, err := NewLinux("riscv64", nil, nil); err == nil || !strings.Contains(err.Error(), "riscv64") {
+		t.Errorf("riscv64 is taken for %s, error %v", l.Arch().Name, err)
+	}
+}
 
 // TestUnreserved is an arm64 kernel started by EFI, which keeps ACPI's tables,
 // its own initrd and an interrupt controller's tables.

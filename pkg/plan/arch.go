@@ -33,6 +33,10 @@ type Arch struct {
 	// the bottom must be.
 	KeepTop, KeepBottom bool
 
+	// KexecOwn says that kexec_load can place a kernel in the running kernel's
+	// own memory only.
+	KexecOwn bool
+
 	crashkernel string // what holds the stub
 	blacklist   string // modules that would touch memory that is handed over
 	elfcorehdr  bool   // the ELF core header's place is on the command line

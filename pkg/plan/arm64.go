@@ -16,6 +16,8 @@ import (
 //     arch/arm64/mm/mmu.c, arm64_memblock_init, v6.12): hence KeepBottom.
 //   - The reservation of crashkernel= is a multiple of 2 MiB (CRASH_ALIGN in
 //     arch/arm64/include/asm/crash_reserve.h, v6.12).
+//   - kexec writes through the running kernel's linear map, where only its own
+//     memory is (arch/arm64/kernel/relocate_kernel.S, v6.12): hence KexecOwn.
 //   - /chosen linux,elfcorehdr says where the ELF core header is.
 //   - The linear map of 48 address bits begins at 0xffff000000000000, also in a
 //     kernel for 52 bits on a processor with 48 (arm64_memblock_init).
@@ -26,6 +28,7 @@ var ARM64 = Arch{
 	InfoBlock:   2 * phys.MiB,
 	BlockSize:   128 * phys.MiB,
 	KeepBottom:  true,
+	KexecOwn:    true,
 	crashkernel: "crashkernel=2M",
 	blacklist:   "kmem,dax_hmem,dax_pmem,device_dax,nd_btt,nd_pmem,of_pmem",
 	directBase:  0xffff000000000000,

@@ -37,6 +37,8 @@ const (
 	CopiesSize    = CopyBOff + CopySize
 	RecordOff     = 0x020000 // crash record, written by the stub
 	RecordSize    = 0x001000 // reserved for it; the record is RecordLen bytes
+	ProgressOff   = 0x021000 // how far the payload got
+	ProgressSize  = 0x001000 // reserved for it; the record is ProgressLen bytes
 	LogOff        = 0x030000 // two log slots
 	LogSlotSize   = 0x038000 // of each slot
 	CoreHeaderOff = 0x0C0000 // ELF core header for the capture kernel

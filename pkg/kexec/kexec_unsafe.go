@@ -90,6 +90,16 @@ func Reboot() error {
 	return errors.New("reboot into the loaded kernel: returned")
 }
 
+// Restart resets the machine, in the way and mode of /sys/kernel/reboot, after
+// the running kernel's drivers have shut their devices down. It returns only if
+// that failed.
+func Restart() error {
+	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART); err != nil {
+		return fmt.Errorf("reset: %w", err)
+	}
+	return errors.New("reset: returned")
+}
+
 // drainTries bounds Drain: a console whose receiver stopped it must not keep
 // the machine from booting.
 const drainTries = 100

@@ -25,6 +25,7 @@ const (
 
 // boot starts an entry; it returns only with the reason why it could not.
 func (p *Payload) boot(e normalboot.Entry) error {
+	p.enter(registration.PhasePlace, placeLimit)
 	kernel, err := p.readKernel(e.Kernel)
 	if err != nil {
 		return err
@@ -44,6 +45,7 @@ func (p *Payload) boot(e normalboot.Entry) error {
 			return err
 		}
 		l.InitrdSize = uint64(n)
+		p.enter(registration.PhasePlace, placeLimit+transfer(l.InitrdSize, diskRate))
 	}
 	if p.mem != nil {
 		l.RSDP = p.sys.RSDP(p.mem)
@@ -147,7 +149,7 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 	p.log.Info("normal kernel", "boot", kind, "title", e.Title, "kernel", l.Kernel, "cmdline", l.Cmdline)
 	p.storeLog()
 	p.log.Info("start") // on the console only: all of the above is in H
-	return p.sys.Reboot()
+	return p.start()
 }
 
 // bootUnplanned starts an entry as any boot loader would: all memory, nothing
@@ -168,7 +170,7 @@ func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
 	}
 	p.log.Info("normal kernel", "boot", "without dumps", "title", e.Title, "kernel", l.Kernel, "cmdline", l.Cmdline)
 	p.storeLog()
-	return p.sys.Reboot()
+	return p.start()
 }
 
 // placeUnplanned writes the kernel to its place, outside the payload's memory.

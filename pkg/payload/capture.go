@@ -21,6 +21,8 @@ func (p *Payload) prepareCapture() error {
 		return err
 	}
 	if !p.decision.Copied {
+		p.quietDevices() // also those that came since
+		p.enter(registration.PhaseCopy, phaseLimit+transfer(p.plan.Boot.Size(), copyRate))
 		start := time.Now()
 		if err := p.mem.Copy(p.plan.Copies, p.sys.CPUs(), nil); err != nil {
 			return fmt.Errorf("copy boot memory: %w", err)
@@ -31,6 +33,7 @@ func (p *Payload) prepareCapture() error {
 		p.log.Info("boot memory copied", "bytes", phys.FormatSize(b.Capture.CopyBytes), "seconds", fmt.Sprintf("%.3f", seconds),
 			"rate", phys.FormatSize(uint64(float64(b.Capture.CopyBytes)/seconds))+"/s")
 	}
+	p.enter(registration.PhaseDump, phaseLimit+transfer(p.plan.Dumped().Size(), scanRate))
 	at := registration.CoreHeaderRange(p.plan.Handoff)
 	header, err := p.coreHeader(b, at.Start)
 	if err != nil {

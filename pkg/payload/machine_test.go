@@ -62,11 +62,22 @@ type machine struct {
 	// onWait changes the machine while the payload waits.
 	onWait func()
 
+	// hangs is the phase that never ends; the machine is reset then. dmaDevices
+	// are what QuietDevices finds, once a run.
+	hangs      string
+	releaseErr error
+	resetErr   error
+	dmaDevices []string
+
 	// Of the present run.
-	entry  uint64
-	loaded []phys.Segment
-	scans  int
-	boots  int
+	missed  func(phase string, limit time.Duration)
+	guards  []string // phases and limits
+	armed   bool     // the watchdog
+	quieted int
+	entry   uint64
+	loaded  []phys.Segment
+	scans   int
+	boots   int
 }
 
 func newMachine(t testing.TB) *machine {
@@ -155,11 +166,15 @@ func (m *machine) Load(entry uint64, segments []phys.Segment) error {
 type (
 	rebooted struct{}
 	waited   struct{}
+	hung     struct{} // until the watchdog has reset the machine
 )
 
 func (m *machine) Reboot() error {
 	if m.rebootErr != nil {
 		return m.rebootErr
+	}
+	if m.armed {
+		m.tb.Error("the watchdog is still armed in the next kernel")
 	}
 	panic(rebooted{})
 }
@@ -171,6 +186,32 @@ func (m *machine) Wait(time.Duration) {
 	if m.waits--; m.waits < 0 {
 		panic(waited{})
 	}
+}
+
+func (m *machine) Guard(phase string, limit time.Duration, missed func(phase string, limit time.Duration)) {
+	m.missed, m.armed = missed, true
+	m.Within(phase, limit)
+}
+
+func (m *machine) Within(phase string, limit time.Duration) {
+	if !m.armed {
+		m.tb.Errorf("phase %s: nobody guards it", phase)
+	}
+	m.guards = append(m.guards, fmt.Sprint(phase, " ", limit))
+	if phase == m.hangs {
+		m.missed(phase, limit)
+		panic(hung{})
+	}
+}
+
+func (m *machine) Release() error { m.armed = false; return m.releaseErr }
+func (m *machine) Reset() error   { return m.resetErr }
+
+func (m *machine) QuietDevices() ([]string, error) {
+	if m.quieted++; m.quieted > 1 {
+		return nil, nil
+	}
+	return m.dmaDevices, nil
 }
 
 func (m *machine) Arch() plan.Arch              { return m.arch }
@@ -201,7 +242,7 @@ type result struct {
 func (m *machine) run() result {
 	m.tb.Helper()
 	m.boots++
-	m.scans, m.entry, m.loaded = 0, 0, nil
+	m.scans, m.entry, m.loaded, m.guards, m.quieted, m.armed = 0, 0, nil, nil, 0, false
 	m.mem.Writes()
 	opts, warnings := ParseCmdline(m.cmdline)
 	if len(warnings) > 0 {
@@ -215,7 +256,7 @@ func (m *machine) run() result {
 			switch x := recover().(type) {
 			case rebooted:
 				r.started = true
-			case waited:
+			case waited, hung:
 			default:
 				panic(x)
 			}

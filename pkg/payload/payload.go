@@ -65,6 +65,17 @@ type System interface {
 	OpenMemory() (Memory, error)
 	// Scan looks for boot entries on all disks.
 	Scan() (*normalboot.Disks, error)
+	// QuietDevices keeps PCI devices that no driver has bound from writing to
+	// memory, and returns those that could.
+	QuietDevices() (quiet []string, err error)
+	// Guard begins to hold the payload to deadlines: Within sets the next.
+	// missed is called when one is over. Release ends that, before another
+	// kernel is started.
+	Guard(phase string, limit time.Duration, missed func(phase string, limit time.Duration))
+	Within(phase string, limit time.Duration)
+	Release() error
+	// Reset resets the machine warm; it returns only if that failed.
+	Reset() error
 	// Load gives an image to kexec_load, Reboot starts it.
 	Load(entry uint64, segments []phys.Segment) error
 	Reboot() error
@@ -89,6 +100,8 @@ type Payload struct {
 	handoff  []byte     // private copy of H
 	block    *registration.Block
 	decision plan.Decision
+	guarded  bool // there are deadlines: this is no dry run
+	progress registration.Progress
 }
 
 // New returns a run on sys that logs to log; logText returns the log's text
@@ -274,7 +287,10 @@ const (
 // Run does everything. On a machine it does not return: without a normal
 // kernel that starts it looks at the disks again.
 func (p *Payload) Run() error {
+	p.guard()
+	p.quietDevices()
 	p.Plan()
+	p.resume()
 	if p.plan != nil && p.decision.Kind == plan.Capture {
 		if err := p.prepareCapture(); err != nil {
 			p.log.Error("capture", "error", err, "so", "plain boot, the dump is lost")
@@ -283,6 +299,7 @@ func (p *Payload) Run() error {
 	}
 	seen := ""
 	for try := 0; ; try++ {
+		p.enter(registration.PhaseDisks, disksLimit)
 		disks, err := p.sys.Scan()
 		if err != nil {
 			disks = &normalboot.Disks{Looked: []string{"look for disks: " + err.Error()}}
@@ -303,6 +320,7 @@ func (p *Payload) Run() error {
 			p.storeLog()
 		}
 		disks.Close()
+		p.enter(registration.PhaseDisks, disksLimit)
 		p.sys.Wait(scanInterval)
 	}
 }

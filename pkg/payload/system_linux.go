@@ -2,12 +2,14 @@ package payload
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/busmaster"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/kexec"
 	"github.com/warmcore/warmcore/pkg/memmap"
@@ -15,6 +17,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/physmem"
 	"github.com/warmcore/warmcore/pkg/plan"
+	"github.com/warmcore/warmcore/pkg/watchdog"
 )
 
 // Linux is the running payload kernel as a System. NewLinux makes it.
@@ -22,6 +25,8 @@ type Linux struct {
 	log     *slog.Logger
 	console *os.File // where log is printed
 	arch    linuxArch
+
+	watchdog *watchdog.Watchdog
 }
 
 // linuxArch is how a payload kernel of one architecture tells about the
@@ -38,7 +43,7 @@ type linuxArch interface {
 func NewLinux(goarch string, log *slog.Logger, console *os.File) (*Linux, error) {
 	for _, a := range []linuxArch{linuxAMD64{}, linuxARM64{}} {
 		if a.arch().Name == goarch {
-			return &Linux{log, console, a}, nil
+			return &Linux{log: log, console: console, arch: a}, nil
 		}
 	}
 	return nil, fmt.Errorf("architecture %s: the payload is for %s and %s only", goarch, plan.AMD64.Name, plan.ARM64.Name)
@@ -141,6 +146,50 @@ func (*Linux) Load(entry uint64, s []phys.Segment) error { return kexec.Load(ent
 func (l *Linux) Reboot() error {
 	kexec.Drain(l.console)
 	return kexec.Reboot()
+}
+
+// pciDevices is where the kernel shows them.
+const pciDevices = "/sys/bus/pci/devices"
+
+// QuietDevices clears Bus Master Enable of PCI devices that no driver has bound.
+func (*Linux) QuietDevices() (stopped []string, err error) {
+	devices, readErr := busmaster.Devices(pciDevices)
+	quiet, err := busmaster.Apply(pciDevices, busmaster.Quiet(devices))
+	for _, d := range quiet {
+		stopped = append(stopped, d.String())
+	}
+	return stopped, errors.Join(readErr, err)
+}
+
+// Guard opens the first watchdog that the kernel has a driver for.
+func (l *Linux) Guard(phase string, limit time.Duration, missed func(phase string, limit time.Duration)) {
+	hardware, err := watchdog.Open("/dev/watchdog")
+	switch {
+	case errors.Is(err, watchdog.ErrNone):
+		l.log.Info("watchdog", "hardware", "none that this kernel has a driver for")
+	case err != nil:
+		l.log.Warn("watchdog", "error", err, "so", "a kernel that hangs is not reset")
+	default:
+		l.log.Info("watchdog", "hardware", hardware.Name, "timeout", hardware.Timeout, "did_the_last_reset", hardware.Fired)
+	}
+	// What this kernel resets by itself, after a panic too, must keep memory
+	// (kernel/reboot.c, v6.12: the default is a cold reset).
+	if err := os.WriteFile("/sys/kernel/reboot/mode", []byte("warm"), 0); err != nil {
+		l.log.Warn("reboot mode", "error", err, "so", "a reset of the payload's own may be a cold one")
+	}
+	l.watchdog = watchdog.Start(hardware, phase, limit, missed)
+}
+
+// Within begins a phase.
+func (l *Linux) Within(phase string, limit time.Duration) { l.watchdog.Within(phase, limit) }
+
+// Release stops the watchdog.
+func (l *Linux) Release() error { return l.watchdog.Stop() }
+
+// Reset resets the machine.
+func (l *Linux) Reset() error {
+	kexec.Drain(l.console)
+	return kexec.Restart()
 }
 
 // Wait sleeps.

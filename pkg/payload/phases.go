@@ -1,0 +1,112 @@
+package payload
+
+import (
+	"strings"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// How long the phases may take: far more than any of them needs, for a deadline
+// that a slow machine misses is a reset. What depends on a size has it added,
+// at the speed of the slowest: memory without caches, a cold NUMA node, an old
+// USB stick.
+const (
+	phaseLimit = time.Minute     // plan, start, and the fixed part of the others
+	disksLimit = 5 * time.Minute // of one look at all disks
+	placeLimit = 2 * time.Minute // the kernel, and small initrds
+
+	copyRate = 16 * phys.MiB // bytes a second
+	scanRate = phys.GiB
+	diskRate = phys.MiB
+)
+
+// transfer is how long n bytes take at that rate, in whole seconds.
+func transfer(n, rate uint64) time.Duration {
+	return time.Duration(min((n+rate-1)/rate, maxTransfer)) * time.Second
+}
+
+// maxTransfer is a day, in seconds: no size from outside makes a deadline wrap.
+const maxTransfer = 24 * 3600
+
+// guard begins with deadlines.
+func (p *Payload) guard() {
+	p.guarded = true
+	p.sys.Guard(registration.PhasePlan.String(), phaseLimit, p.missed)
+}
+
+// missed ends a payload that hangs. The log says in which phase, for the next
+// one and for `warmcore log`. It runs beside what hangs, and so touches nothing
+// that changes after the plan was made; in the plan's phase the log goes to the
+// console only.
+func (p *Payload) missed(phase string, limit time.Duration) {
+	p.log.Error("deadline", "phase", phase, "limit", limit, "so", "reset")
+	if phase != registration.PhasePlan.String() {
+		p.storeLog()
+	}
+	if err := p.sys.Reset(); err != nil {
+		p.log.Error("reset", "error", err, "so", "waiting for the watchdog, if there is one")
+	}
+}
+
+// resume finds out how the payload before ended, and begins this one's record.
+func (p *Payload) resume() {
+	if p.plan == nil {
+		return
+	}
+	next, phase, stalled := registration.NextProgress(p.handoff[registration.ProgressOff:])
+	if stalled {
+		p.log.Warn("the payload before was reset before it had started a kernel", "in_phase", phase,
+			"in_a_row", next.Stalls, "ever", next.Total)
+	}
+	p.progress = next
+}
+
+// enter begins a phase.
+func (p *Payload) enter(phase registration.Phase, limit time.Duration) {
+	if !p.guarded {
+		return
+	}
+	p.record(phase)
+	p.sys.Within(phase.String(), limit)
+}
+
+// record says in H how far we are.
+func (p *Payload) record(phase registration.Phase) {
+	if p.plan == nil || p.progress.Phase == phase {
+		return
+	}
+	p.progress.Phase = phase
+	b, _ := p.progress.AppendBinary(nil)
+	if err := p.mem.WritePhys(b, p.plan.Handoff.Start+registration.ProgressOff); err != nil {
+		p.log.Warn("progress record", "error", err)
+	}
+}
+
+// start jumps into the loaded kernel. The watchdog is stopped first: that kernel
+// may take longer to open it than it waits. What hangs in between is the
+// running kernel's to find (its detectors of tasks and CPUs that hang).
+func (p *Payload) start() error {
+	p.enter(registration.PhaseStart, phaseLimit)
+	if err := p.sys.Release(); err != nil {
+		p.log.Warn("watchdog", "error", err)
+	}
+	p.progress.Stalls = 0
+	p.record(registration.PhaseStarted)
+	err := p.sys.Reboot()
+	p.guard() // we are still here: go on with the next entry
+	return err
+}
+
+// quietDevices stops DMA of devices that nobody has reset.
+func (p *Payload) quietDevices() {
+	quiet, err := p.sys.QuietDevices()
+	if len(quiet) > 0 {
+		p.log.Warn("devices that could still write to memory after the reset", "stopped", strings.Join(quiet, ", "),
+			"so", "what they wrote until now is in memory, and in a dump")
+	}
+	if err != nil {
+		p.log.Warn("stop devices from writing to memory", "error", err)
+	}
+}

@@ -8,7 +8,8 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
 # What Debian 12 has and a build, or a story in QEMU, needs.
 PACKAGES := qemu-system-x86 seabios binutils gcc make bc bison flex cpio kmod xz-utils zstd rsync \
-	libelf-dev libssl-dev libc6-dev linux-source-6.12 e2fsprogs fdisk dpkg-dev \
+	libelf-dev libssl-dev libc6-dev linux-source-6.12 e2fsprogs btrfs-progs dosfstools xfsprogs fdisk dpkg-dev \
+	grub-common grub2-common systemd-boot \
 	makedumpfile crash systemd debootstrap groff-base \
 	qemu-system-arm qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross u-boot-qemu u-boot-tools device-tree-compiler dt-schema
 

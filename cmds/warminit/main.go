@@ -12,7 +12,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	stdlog "log"
 	"log/slog"
 	"os"
 	"runtime"
@@ -84,8 +83,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	logger := payload.NewLogger(stderr, uptime)
 	log := slog.New(logger)
-	stdlog.SetFlags(0)
-	stdlog.SetOutput(parserLog{log})
 	cmdline, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		log.Warn("command line", "error", err, "so", "defaults")
@@ -113,17 +110,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 		log.Error("payload", "error", err)
 	}
 	return 1
-}
-
-// parserLog takes what u-root's boot configuration parsers say to the standard
-// logger: which search in a configuration found nothing, and much else.
-type parserLog struct{ log *slog.Logger }
-
-func (p parserLog) Write(b []byte) (int, error) {
-	if text := strings.TrimSpace(string(b)); strings.HasPrefix(text, "Error") || strings.HasPrefix(text, "Warning") {
-		p.log.Warn("boot configuration", "parser", text)
-	}
-	return len(b), nil
 }
 
 // inInitramfs says whether the root file system is the kernel's initial one,

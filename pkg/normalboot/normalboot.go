@@ -1,7 +1,24 @@
 //go:build linux
 
-// Package normalboot finds the normal kernel on local disks, with u-root's
-// parsers for BootLoaderSpec, GRUB and systemd-boot.
+// Package normalboot finds the normal kernel on local disks: the entries that
+// the machine's own boot loader has, the one first that it would start.
+//
+// What loaders are understood, and why with parsers of our own, is in
+// pkg/bootconfig. Of u-root only the mount calls are used. Where a file system
+// has configurations of two loaders, this one comes first:
+//
+//  1. GRUB's, if its script shows BootLoaderSpec entries itself (blscfg);
+//  2. BootLoaderSpec's, if systemd-boot is there: loader/loader.conf or
+//     EFI/systemd;
+//  3. on arm64 extlinux.conf, because U-Boot looks for it first;
+//  4. GRUB's;
+//  5. BootLoaderSpec's and extlinux.conf.
+//
+// Those of the others follow, as fall-backs. File systems are taken in the
+// order of their devices' names.
+//
+// Entries that would start this payload again are left out: under GRUB the
+// payload is the default entry itself.
 //
 // It never writes to a disk: file systems are mounted read-only and without
 // journal replay, because a machine that crashed left its journal for the
@@ -10,69 +27,40 @@ package normalboot
 
 import (
 	"cmp"
-	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
+	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
-	"sort"
 	"strings"
 
-	"github.com/u-root/u-root/pkg/boot"
-	"github.com/u-root/u-root/pkg/boot/bls"
-	"github.com/u-root/u-root/pkg/boot/grub"
-	"github.com/u-root/u-root/pkg/curl"
 	"github.com/u-root/u-root/pkg/mount"
-	"github.com/u-root/u-root/pkg/mount/block"
-	"github.com/u-root/u-root/pkg/ulog"
+	"github.com/warmcore/warmcore/pkg/bootconfig"
+	"github.com/warmcore/warmcore/pkg/bootconfig/bls"
+	"github.com/warmcore/warmcore/pkg/bootconfig/extlinux"
+	"github.com/warmcore/warmcore/pkg/bootconfig/grub"
+	"github.com/warmcore/warmcore/pkg/bootconfig/uki"
+	"github.com/warmcore/warmcore/pkg/superblock"
 )
 
 // Entry is a Linux boot entry.
 type Entry struct {
 	Title   string
 	Kernel  File
-	Initrd  File // zero for none
+	Initrd  File // zero for none; several are one file, joined as the kernel wants them
 	Cmdline string
-}
-
-// File is a file of a boot entry.
-type File struct {
-	Path string // inside its file system, for messages
-	at   io.ReaderAt
-}
-
-// NewFile returns a file that is read from at; path is its name in messages.
-func NewFile(path string, at io.ReaderAt) File { return File{Path: path, at: at} }
-
-// Exists says whether the entry names such a file at all.
-func (f File) Exists() bool { return f.at != nil }
-
-// ReadAt reads the file.
-func (f File) ReadAt(p []byte, off int64) (int, error) { return f.at.ReadAt(p, off) }
-
-// Size finds the size in bytes by asking for the last byte that can be read:
-// what the boot parsers return has no other way to tell. It is capped.
-func (f File) Size(most int64) (int64, error) {
-	var unreadable error // a bad sector is not the end
-	n := sort.Search(int(most)+1, func(off int) bool {
-		var b [1]byte
-		n, err := f.at.ReadAt(b[:], int64(off))
-		if n == 0 && !errors.Is(err, io.EOF) {
-			unreadable = cmp.Or(err, io.ErrNoProgress)
-		}
-		return n == 0
-	})
-	if unreadable != nil {
-		return 0, fmt.Errorf("read %s: %w", f.Path, unreadable)
-	}
-	if int64(n) > most {
-		return 0, fmt.Errorf("read %s: larger than %d bytes", f.Path, most)
-	}
-	return int64(n), nil
+	// DeviceTree is the path of the device tree that the entry names; "" for
+	// none.
+	DeviceTree string
+	// Once is not empty if the loader would start the entry in one boot only;
+	// it names that request (see bootconfig.Entry).
+	Once string
 }
 
 // Disks is what was found on the machine's disks.
@@ -84,74 +72,140 @@ type Disks struct {
 }
 
 // fileSystems are tried in this order, each with the options that keep its
-// driver from writing to the disk.
+// driver from writing to the disk. Of btrfs it is the top that is mounted, not
+// the default subvolume: GRUB's paths begin there.
 var fileSystems = []struct{ name, options string }{
 	{"ext4", "noload"}, // ext2 and ext3 too
 	{"xfs", "norecovery"},
-	{"btrfs", "rescue=nologreplay"},
+	{"btrfs", "rescue=nologreplay,subvolid=5"},
 	{"vfat", ""},
 }
 
 // Scan mounts every file system on every disk below dir and reads its boot
-// entries.
-func Scan(dir string, log *slog.Logger) (*Disks, error) {
-	devices, err := block.GetBlockDevices()
+// entries. used says of an entry for one boot whether it has had that boot.
+func Scan(dir string, log *slog.Logger, used func(once string) bool) (*Disks, error) {
+	devices, err := listDevices()
 	if err != nil {
 		return nil, fmt.Errorf("list disks: %w", err)
 	}
-	devices = devices.FilterZeroSize()
 	var d Disks
-	for _, dev := range devices {
-		at := filepath.Join(dir, dev.Name)
-		point, why := mountReadOnly(dev, at)
-		if point == nil {
-			d.Looked = append(d.Looked, fmt.Sprintf("%s: %s", dev.Name, why))
+	for i := range devices {
+		dev := &devices[i]
+		if f, err := os.Open(dev.path()); err == nil {
+			dev.Info, _ = superblock.Read(f)
+			f.Close()
+		}
+		points, why := mountReadOnly(dev.path(), filepath.Join(dir, dev.name))
+		if len(points) == 0 {
+			d.Looked = append(d.Looked, fmt.Sprintf("%s: %s", dev.name, why))
 			continue
 		}
-		d.pool.Add(point)
+		d.pool.Add(points...)
 	}
-	for _, point := range slices.Clone(d.pool.MountPoints) {
-		images, why := parse(point, devices, &d.pool, log)
-		d.Looked = append(d.Looked, fmt.Sprintf("%s (%s): %s", filepath.Base(point.Device), point.FSType, why))
-		for _, image := range images {
-			if e, ok := entry(image, point.Path); ok {
-				d.Entries = append(d.Entries, e)
-			}
-		}
-	}
+	entries, looked := collect(&d.pool, devices, log, used)
+	d.Entries, d.Looked = entries, append(d.Looked, looked...)
 	return &d, nil
 }
 
-// Close unmounts. Files of entries that are still open stay readable.
+// collect reads the configurations of everything that is mounted.
+func collect(pool *mount.Pool, devices []device, log *slog.Logger, used func(once string) bool) (entries []Entry, looked []string) {
+	seen := map[string]bool{}
+	for _, v := range volumes(pool.MountPoints, devices) {
+		images, why := parseUnused(v.point, devices, pool, log, used)
+		looked = append(looked, fmt.Sprintf("%s (%s): %s", v.name, v.point.FSType, why))
+		for _, image := range images {
+			// A configuration that leads to another one is found twice.
+			if key := image.key(); !seen[key] {
+				seen[key] = true
+				if e, ok := entry(image, v.point.Path); ok {
+					entries = append(entries, e)
+				}
+			}
+		}
+	}
+	return entries, looked
+}
+
+// Close unmounts. Files of entries that are open stay readable, others can't
+// be opened any more.
 func (d *Disks) Close() { _ = d.pool.UnmountAll(mount.MNT_DETACH) }
 
-func mountReadOnly(dev *block.BlockDev, at string) (*mount.MountPoint, string) {
+func mountReadOnly(dev, at string) (points []*mount.MountPoint, why string) {
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return nil, err.Error()
 	}
 	for _, fs := range fileSystems {
-		point, err := mount.Mount(dev.DevicePath(), at, fs.name, fs.options, mount.ReadOnly)
-		if err == nil {
-			return point, ""
+		point, err := mount.Mount(dev, at, fs.name, fs.options, mount.ReadOnly)
+		if err != nil {
+			continue
 		}
+		points = append(points, point)
+		if fs.name == "btrfs" {
+			points = append(points, mountDefault(dev, at)...)
+		}
+		return points, ""
 	}
 	return nil, "no file system that this payload knows"
 }
 
-func parse(point *mount.MountPoint, devices block.BlockDevices, pool *mount.Pool, log *slog.Logger) ([]boot.OSImage, string) {
-	var found []string
-	images, err := bls.ScanBLSEntries(ulog.Null, point.Path, nil, "")
-	if err == nil {
-		found = append(found, fmt.Sprintf("%d BootLoaderSpec entries", len(images)))
+// mountDefault mounts the default subvolume of a btrfs that is mounted at
+// top, if it is another one than the top.
+func mountDefault(dev, top string) []*mount.MountPoint {
+	at := top + defaultSuffix
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		return nil
 	}
-	more, name, err := parseGRUB(point.Path, devices, pool)
-	switch {
-	case err != nil:
-		log.Warn("boot configuration", "file", filepath.Join(filepath.Base(point.Device), name), "error", err)
-		found = append(found, fmt.Sprintf("%s does not parse: %v", name, err))
-	case name != "":
-		found = append(found, fmt.Sprintf("%s with %d entries", name, len(more)))
-		images = append(images, more...)
+	point, err := mount.Mount(dev, at, "btrfs", "rescue=nologreplay", mount.ReadOnly)
+	if err != nil {
+		return nil
+	}
+	a, errA := os.Stat(top)
+	b, errB := os.Stat(at)
+	if errA != nil || errB != nil || os.SameFile(a, b) {
+		_ = point.Unmount(mount.MNT_DETACH)
+		return nil
+	}
+	return []*mount.MountPoint{point}
+}
+
+// image is an entry with what its paths mean.
+type image struct {
+	bootconfig.Entry
+	files func(device string) fs.FS
+	// where is a name for files, the same for the same file system.
+	where func(device string) string
+}
+
+func (i image) key() string {
+	return strings.Join([]string{i.where(i.Kernel.Device), i.Kernel.Name, i.Title, i.Cmdline}, "\x00")
+}
+
+// parse reads the boot configurations of one file system; the entry that its
+// loader would start comes first. why says what was found.
+func parse(point *mount.MountPoint, devices []device, pool *mount.Pool, log *slog.Logger) (images []image, why string) {
+	return parseUnused(point, devices, pool, log, func(string) bool { return false })
+}
+
+// parseUnused is parse without the entries for one boot that were used.
+func parseUnused(point *mount.MountPoint, devices []device, pool *mount.Pool, log *slog.Logger, used func(once string) bool) (images []image, why string) {
+	all := volumes(pool.MountPoints, devices)
+	i := slices.IndexFunc(all, func(v *volume) bool { return v.point == point })
+	if i < 0 {
+		return nil, "not mounted"
+	}
+	own := all[i]
+	warn := func(file string, err any) {
+		log.Warn("boot configuration", "file", own.name+file, "error", err)
+	}
+	var found []string
+	for _, r := range own.roots() {
+		at, what := parseRoot(own, r, all, used, warn)
+		images = append(images, at...)
+		found = append(found, what...)
+	}
+	images, left := leaveOutPayload(images, own, log)
+	if left > 0 {
+		found = append(found, fmt.Sprintf("%d entries of this payload left out", left))
 	}
 	if len(found) == 0 {
 		return nil, "no boot configuration"
@@ -159,55 +213,309 @@ func parse(point *mount.MountPoint, devices block.BlockDevices, pool *mount.Pool
 	return images, strings.Join(found, ", ")
 }
 
-// parseGRUB reads the first GRUB configuration of a file system; name is
-// empty if there is none.
-func parseGRUB(root string, devices block.BlockDevices, pool *mount.Pool) (images []boot.OSImage, name string, err error) {
-	names := []string{"boot/grub/grub.cfg", "grub/grub.cfg", "grub2/grub.cfg", "boot/grub2/grub.cfg"}
-	if efi, err := filepath.Glob(filepath.Join(root, "EFI", "*", "grub.cfg")); err == nil {
-		for _, e := range efi {
-			names = append(names, strings.TrimPrefix(e, root+"/"))
+// parseRoot reads the configurations below one root.
+func parseRoot(own *volume, r root, all []*volume, used func(once string) bool, warn func(file string, err any)) (images []image, found []string) {
+	machine := grubMachine{own: own, sub: r, all: all}
+	here := func(device string) string { return cmp.Or(device, own.name) }
+	wrap := func(entries []bootconfig.Entry, files func(device string) fs.FS) (out []image) {
+		for _, e := range entries {
+			out = append(out, image{e, files, here})
+		}
+		return out
+	}
+	mine := func(string) fs.FS { return r.files }
+
+	variables := loaderVariables()
+	config := bls.Read(r.files, runtime.GOARCH, variables)
+	if len(config.Entries) > 0 && config.Entries[0].Once != "" && used(config.Entries[0].Once) {
+		variables.OneShot = ""
+		config = bls.Read(r.files, runtime.GOARCH, variables)
+	}
+	for _, w := range config.Warnings {
+		warn(r.prefix+"/loader", w)
+	}
+	var spec []image
+	for _, e := range config.Entries {
+		e.Kernel.Name = inBoot(r.files, e.Kernel.Name)
+		for j := range e.Initrds {
+			e.Initrds[j].Name = inBoot(r.files, e.Initrds[j].Name)
+		}
+		if !strings.Contains(e.Title, e.Version) {
+			e.Title += " " + e.Version
+		}
+		if !e.EFI || isLinux(r.files, &e) {
+			spec = append(spec, wrap([]bootconfig.Entry{e}, mine)...)
 		}
 	}
-	for _, name := range names {
-		if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+	if len(config.Entries) > 0 {
+		found = append(found, fmt.Sprintf("%d BootLoaderSpec entries", len(spec)))
+	}
+
+	var scripted []image
+	showsSpec := false
+	for n, name := range grubNames(r.files) {
+		c, err := grub.Read(machine, r.prefix+"/"+name)
+		if err == nil && len(c.Entries) > 0 && c.Entries[0].Once != "" && used(c.Entries[0].Once) {
+			c, err = grub.ReadAgain(machine, r.prefix+"/"+name)
+		}
+		if err != nil {
+			warn(r.prefix+"/"+name, err)
+			found = append(found, fmt.Sprintf("%s does not parse: %v", strings.TrimPrefix(r.prefix+"/"+name, "/"), err))
 			continue
 		}
-		schemes := curl.Schemes{"file": localFiles{}}
-		images, err := grub.ParseConfigFile(context.Background(), schemes, name, &url.URL{Scheme: "file", Path: root}, devices, pool)
-		return images, name, err
+		for _, w := range c.Warnings {
+			warn(r.prefix+"/"+name, w)
+		}
+		if c.Default != "" {
+			warn(r.prefix+"/"+name, fmt.Sprintf("the default entry %q is not Linux; taking the next", c.Default))
+		}
+		found = append(found, fmt.Sprintf("%s with %d entries", strings.TrimPrefix(r.prefix+"/"+name, "/"), len(c.Entries)))
+		if len(c.Entries) > 0 || n == 0 {
+			scripted, showsSpec = wrap(c.Entries, machine.FS), c.BLS
+		}
+		if len(c.Entries) > 0 {
+			break
+		}
 	}
-	return nil, "", nil
+
+	var labels []image
+	for _, name := range []string{"extlinux/extlinux.conf", "boot/extlinux/extlinux.conf", "syslinux/syslinux.cfg", "boot/syslinux/syslinux.cfg"} {
+		b, err := bootconfig.ReadFile(r.files, name)
+		if err != nil {
+			continue
+		}
+		labels = wrap(extlinux.Parse(b, "/"+path.Dir(name)), mine)
+		found = append(found, fmt.Sprintf("%s with %d entries", name, len(labels)))
+		break
+	}
+
+	switch {
+	case showsSpec:
+		return slices.Concat(scripted, withoutShown(spec, scripted), labels), found
+	case exists(r.files, "loader/loader.conf") || exists(r.files, "EFI/systemd"):
+		return slices.Concat(spec, scripted, labels), found
+	case runtime.GOARCH == "arm64":
+		return slices.Concat(labels, scripted, spec), found
+	}
+	return slices.Concat(scripted, spec, labels), found
 }
 
-// localFiles is a curl.FileScheme of files only. u-root's own list has network
-// schemes in it, which would add their clients to the payload.
-type localFiles struct{}
-
-func (localFiles) Fetch(_ context.Context, u *url.URL) (io.ReaderAt, error) { return os.Open(u.Path) }
-
-func (localFiles) FetchWithoutCache(_ context.Context, u *url.URL) (io.Reader, error) {
-	return os.Open(u.Path)
+// withoutShown removes the BootLoaderSpec entries that GRUB's menu has.
+func withoutShown(spec, shown []image) []image {
+	kernels := map[string]bool{}
+	for _, i := range shown {
+		kernels[bootconfig.Clean(i.Kernel.Name)] = true
+	}
+	return slices.DeleteFunc(spec, func(s image) bool { return kernels[bootconfig.Clean(s.Kernel.Name)] })
 }
 
-func entry(image boot.OSImage, root string) (Entry, bool) {
-	linux, ok := image.(*boot.LinuxImage)
-	if !ok || linux.Kernel == nil {
+// grubNames are the GRUB configurations that are there, the first to be tried
+// first.
+func grubNames(files fs.FS) (names []string) {
+	all := []string{"boot/grub/grub.cfg", "grub/grub.cfg", "grub2/grub.cfg", "boot/grub2/grub.cfg"}
+	if efi, err := fs.Glob(files, "EFI/*/grub.cfg"); err == nil {
+		all = append(all, efi...)
+	}
+	for _, name := range all {
+		if exists(files, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func exists(files fs.FS, name string) bool {
+	_, err := fs.Stat(files, name)
+	return err == nil
+}
+
+// inBoot is a path of a BootLoaderSpec entry as it is on this file system: if
+// /boot is a folder on it, and not a file system of its own, paths may have it
+// or not.
+func inBoot(files fs.FS, name string) string {
+	if !exists(files, bootconfig.Clean(name)) && exists(files, bootconfig.Clean("/boot"+name)) {
+		return "/boot" + name
+	}
+	return name
+}
+
+// part is a section of a file, or all of it.
+func (i image) part(p bootconfig.Path, s *uki.Section) *lazy {
+	return &lazy{open: func() (io.ReaderAt, int64, error) {
+		f, at, err := openAt(i.files(p.Device), p.Name)
+		if err != nil {
+			return nil, 0, err
+		}
+		info, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, 0, err
+		}
+		if s == nil {
+			return at, info.Size(), nil
+		}
+		if s.Offset+s.Size > info.Size() {
+			f.Close()
+			return nil, 0, fmt.Errorf("section at %#x, %d bytes long, is not all in the file", s.Offset, s.Size)
+		}
+		return io.NewSectionReader(at, s.Offset, s.Size), s.Size, nil
+	}}
+}
+
+// isLinux says whether an EFI program is a Linux kernel or a unified image with
+// one, of which it reads the command line.
+func isLinux(files fs.FS, e *bootconfig.Entry) bool {
+	f, at, err := openAt(files, e.Kernel.Name)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	if img, err := uki.Parse(at); err == nil {
+		e.Image = true
+		if e.Cmdline == "" && img.Cmdline.Size > 0 {
+			e.Cmdline, err = uki.Text(at, img.Cmdline)
+		}
+		return err == nil
+	}
+	var head [0x206]byte
+	if _, err := at.ReadAt(head[:], 0); err != nil {
+		return false
+	}
+	return string(head[0x202:]) == "HdrS" || // Documentation/arch/x86/boot.rst
+		string(head[56:60]) == "ARM\x64" || // Documentation/arch/arm64/booting.rst
+		string(head[4:8]) == "zimg" // drivers/firmware/efi/libstub/zboot-header.S
+}
+
+func openAt(files fs.FS, name string) (fs.File, io.ReaderAt, error) {
+	if files == nil {
+		return nil, nil, fs.ErrNotExist
+	}
+	f, err := files.Open(bootconfig.Clean(name))
+	if err != nil {
+		return nil, nil, err
+	}
+	at, ok := f.(io.ReaderAt)
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || !ok {
+		f.Close()
+		return nil, nil, errors.New("no regular file")
+	}
+	return f, at, nil
+}
+
+// leaveOutPayload removes the entries that would start this payload again.
+func leaveOutPayload(images []image, own *volume, log *slog.Logger) (normal []image, left int) {
+	for _, i := range images {
+		why := payloadParameter(i.Cmdline)
+		if why == "" {
+			why = i.payloadKernel()
+		}
+		if why == "" {
+			normal = append(normal, i)
+			continue
+		}
+		left++
+		log.Info("boot entry left out: it is this payload", "on", own.name, "title", i.Title, "kernel", i.Kernel.Name, "because_of", why)
+	}
+	return normal, left
+}
+
+// payloadParameter finds what only a payload has on its command line: its own
+// parameters, or memory confined to a window. A kernel with memmap=exactmap
+// could not be booted with the plan's memory map either.
+func payloadParameter(cmdline string) string {
+	for word := range strings.FieldsSeq(cmdline) {
+		if word = strings.Trim(word, `"`); strings.HasPrefix(word, "warmcore.") || word == "memmap=exactmap" {
+			return word
+		}
+	}
+	return ""
+}
+
+// payloadRelease is in the release of every payload's kernel
+// (boot/kernel/common.config).
+const payloadRelease = "-warmcore"
+
+// payloadKernel is the kernel's release, if that is a payload's. Only x86
+// kernels have it where it is cheap to find; payload.Payload refuses the others
+// when it has read them.
+func (i image) payloadKernel() string {
+	f, at, err := openAt(i.files(i.Kernel.Device), i.Kernel.Name)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if i.Image {
+		if img, err := uki.Parse(at); err == nil {
+			at = io.NewSectionReader(at, img.Linux.Offset, img.Linux.Size)
+		}
+	}
+	var head [0x210]byte
+	if _, err := at.ReadAt(head[:], 0); err != nil || string(head[0x202:0x206]) != "HdrS" {
+		return ""
+	}
+	// kernel_version: where the text is, without the first sector.
+	var text [256]byte
+	n, _ := at.ReadAt(text[:], 0x200+int64(binary.LittleEndian.Uint16(head[0x20e:])))
+	version, _, _ := strings.Cut(string(text[:n]), "\x00")
+	if IsPayload(version) {
+		return version
+	}
+	return ""
+}
+
+// IsPayload says whether a kernel is a payload's, from its release or its
+// whole version ("Linux version 6.12.57-warmcore (...").
+func IsPayload(version string) bool {
+	release, _, _ := strings.Cut(strings.TrimPrefix(version, "Linux version "), " ")
+	return strings.Contains(release, payloadRelease)
+}
+
+// entry makes an entry of what parse found; its files are opened when they are
+// read.
+func entry(i image, _ string) (Entry, bool) {
+	if i.Kernel.Name == "" {
 		return Entry{}, false
 	}
-	e := Entry{Title: linux.Label(), Cmdline: linux.Cmdline, Kernel: file(linux.Kernel, root)}
-	if linux.Initrd != nil {
-		e.Initrd = file(linux.Initrd, root)
+	e := Entry{Title: i.Title, Cmdline: i.Cmdline, DeviceTree: i.DeviceTree.Name, Once: i.Once}
+	e.Kernel = File{i.Kernel.Name, i.part(i.Kernel, nil)}
+	var initrds joined
+	var names []string
+	if i.Image {
+		f, at, err := openAt(i.files(i.Kernel.Device), i.Kernel.Name)
+		if err != nil {
+			return Entry{}, false
+		}
+		img, err := uki.Parse(at)
+		f.Close()
+		if err != nil {
+			return Entry{}, false
+		}
+		e.Kernel.at = i.part(i.Kernel, &img.Linux)
+		for _, s := range []uki.Section{img.Microcode, img.Initrd} {
+			if s.Size > 0 {
+				initrds, names = append(initrds, i.part(i.Kernel, &s)), []string{i.Kernel.Name}
+			}
+		}
+	}
+	for _, p := range i.Initrds {
+		initrds, names = append(initrds, i.part(p, nil)), append(names, p.Name)
+	}
+	if len(initrds) > 0 {
+		e.Initrd = File{strings.Join(names, " "), initrds}
 	}
 	return e, true
 }
 
-func file(at io.ReaderAt, root string) File {
-	name := "file"
-	switch f := at.(type) {
-	case fmt.Stringer: // of GRUB's parser: a URL
-		name = strings.TrimPrefix(f.String(), "file://")
-	case interface{ Name() string }: // of BootLoaderSpec's: an open file
-		name = f.Name()
+// loaderVariables are systemd-boot's variables, where the running kernel shows
+// EFI variables.
+func loaderVariables() (v bls.Variables) {
+	for name, to := range map[string]*string{
+		"LoaderEntryOneShot": &v.OneShot, "LoaderEntryDefault": &v.Default, "LoaderEntryLastBooted": &v.LastBooted,
+	} {
+		b, err := os.ReadFile("/sys/firmware/efi/efivars/" + name + "-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
+		if err == nil {
+			*to = bls.DecodeVariable(b)
+		}
 	}
-	return File{Path: cmp.Or(strings.TrimPrefix(name, root), name), at: at}
+	return v
 }

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -15,22 +15,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/u-root/u-root/pkg/mount"
 )
-
-// tree makes a directory with files, as a mounted file system.
-func tree(t *testing.T, files map[string]string) *mount.MountPoint {
-	t.Helper()
-	root := t.TempDir()
-	for name, content := range files {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return &mount.MountPoint{Path: root, Device: "/dev/vda1", FSType: "ext4"}
-}
 
 // debianGRUB is what update-grub writes in Debian 12, without its modules and
 // colours.
@@ -82,24 +66,27 @@ const blsEntry = "title Fedora Linux 40\nversion 6.8.5\nlinux /vmlinuz-6.8.5\nin
 // row is an entry with the contents of its files.
 type row struct{ Title, Path, Kernel, InitrdPath, Initrd, Cmdline string }
 
+// contents is a file's text; "error" if it can't be read.
+func contents(t *testing.T, f File) string {
+	t.Helper()
+	if !f.Exists() {
+		return ""
+	}
+	n, err := f.Size(1 << 20)
+	if err != nil {
+		return "error"
+	}
+	b := make([]byte, n)
+	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	return string(b)
+}
+
 func rows(t *testing.T, entries []Entry) (out []row) {
 	t.Helper()
-	text := func(f File) string {
-		if !f.Exists() {
-			return ""
-		}
-		n, err := f.Size(1 << 20)
-		if err != nil {
-			return "error"
-		}
-		b := make([]byte, n)
-		if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
-			t.Error(err)
-		}
-		return string(b)
-	}
 	for _, e := range entries {
-		out = append(out, row{e.Title, e.Kernel.Path, text(e.Kernel), e.Initrd.Path, text(e.Initrd), e.Cmdline})
+		out = append(out, row{e.Title, e.Kernel.Path, contents(t, e.Kernel), e.Initrd.Path, contents(t, e.Initrd), e.Cmdline})
 	}
 	return out
 }
@@ -143,26 +130,30 @@ func TestParse(t *testing.T) {
 		{"EFI system partition", map[string]string{"EFI/debian/grub.cfg": "menuentry 'x' {\n linux /vmlinuz a=b\n}\n", "vmlinuz": "kernel x"},
 			[]row{{"x", "/vmlinuz", "kernel x", "", "", "a=b"}}, "EFI/debian/grub.cfg with 1 entries", ""},
 		{"BootLoaderSpec", fedoraFiles, []row{fedora}, "1 BootLoaderSpec entries", ""},
-		{"both: BootLoaderSpec comes first", with(debianFiles, "loader/entries/f40.conf", blsEntry, "vmlinuz-6.8.5", "kernel 6.8.5", "initramfs-6.8.5.img", "initrd 6.8.5"),
-			append([]row{fedora}, debian...), "1 BootLoaderSpec entries, boot/grub/grub.cfg with 2 entries", ""},
+		{"both: GRUB's menu doesn't show the other entries", with(debianFiles, "loader/entries/f40.conf", blsEntry, "vmlinuz-6.8.5", "kernel 6.8.5", "initramfs-6.8.5.img", "initrd 6.8.5"),
+			slices.Concat(debian, []row{fedora}), "1 BootLoaderSpec entries, boot/grub/grub.cfg with 2 entries", ""},
+		{"both: systemd-boot is there", with(debianFiles, "loader/loader.conf", "", "loader/entries/f40.conf", blsEntry, "vmlinuz-6.8.5", "kernel 6.8.5", "initramfs-6.8.5.img", "initrd 6.8.5"),
+			slices.Concat([]row{fedora}, debian), "1 BootLoaderSpec entries, boot/grub/grub.cfg with 2 entries", ""},
 		{"a BootLoaderSpec entry without kernel", with(fedoraFiles, "loader/entries/efi.conf", "title Windows\nefi /windows.efi\n"), []row{fedora}, "1 BootLoaderSpec entries", ""},
-		// The parser is lenient: the entry's kernel is what can't be read.
 		{"grub.cfg with an open quote", with(fedoraFiles, "boot/grub/grub.cfg", "menuentry 'x {\n linux /vmlinuz\n}\n"),
-			[]row{fedora, {"x {", "/vmlinuz", "error", "", "", ""}}, "boot/grub/grub.cfg with 1 entries", ""},
-		{"grub.cfg with a path that is none", with(fedoraFiles, "boot/grub/grub.cfg", "menuentry x {\n linux /vm%zzlinuz\n}\n"),
-			[]row{fedora}, "boot/grub/grub.cfg does not parse: could not parse URL", "file=vda1/boot/grub/grub.cfg"},
+			[]row{fedora}, "boot/grub/grub.cfg with 0 entries", "quote ' is not closed"},
+		{"a kernel's name with a percent sign", with(fedoraFiles, "boot/grub/grub.cfg", "menuentry x {\n linux /vm%zzlinuz\n}\n"),
+			[]row{{"x", "/vm%zzlinuz", "error", "", "", ""}, fedora}, "boot/grub/grub.cfg with 1 entries", ""},
 		{"grub.cfg is a directory", with(fedoraFiles, "boot/grub/grub.cfg/file", ""),
 			[]row{fedora}, "boot/grub/grub.cfg does not parse", "is a directory"},
-		{"grub.cfg of noise", with(fedoraFiles, "boot/grub/grub.cfg", "\x00\xff\x7fELF{{{{\n"), []row{fedora}, "1 BootLoaderSpec entries, boot/grub/grub.cfg with 0 entries", ""},
+		{"grub.cfg of noise", with(fedoraFiles, "boot/grub/grub.cfg", "\x00\xff\x7fELF{{{{\n"), []row{fedora}, "1 BootLoaderSpec entries, boot/grub/grub.cfg with 0 entries", "a brace that belongs to nothing"},
 		{"empty grub.cfg", map[string]string{"boot/grub/grub.cfg": ""}, nil, "boot/grub/grub.cfg with 0 entries", ""},
 		{"kernel file is missing", map[string]string{"boot/grub/grub.cfg": "menuentry 'x' {\n linux /gone ro\n}\n"},
 			[]row{{"x", "/gone", "error", "", "", "ro"}}, "1 entries", ""},
 		{"multiboot is no Linux", map[string]string{"boot/grub/grub.cfg": "menuentry 'Xen' {\n multiboot /xen.gz\n module /vmlinuz\n}\n", "xen.gz": "x", "vmlinuz": "y"},
-			nil, "boot/grub/grub.cfg with 1 entries", ""},
+			nil, "boot/grub/grub.cfg with 0 entries", "is not Linux"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			point := tree(t, tt.files)
+			point := &mount.MountPoint{Path: t.TempDir(), Device: "/dev/vda1", FSType: "ext4"}
+			for name, content := range tt.files {
+				write(t, filepath.Join(point.Path, name), content)
+			}
 			pool := &mount.Pool{}
 			pool.Add(point)
 			var log strings.Builder

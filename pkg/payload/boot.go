@@ -30,6 +30,12 @@ func (p *Payload) boot(e normalboot.Entry) error {
 	if err != nil {
 		return err
 	}
+	if version := fmt.Sprint(kernel); normalboot.IsPayload(version) {
+		return fmt.Errorf("%s is a payload itself: %s", e.Kernel.Path, version)
+	}
+	if e.DeviceTree != "" {
+		p.log.Warn("boot entry's device tree", "file", e.DeviceTree, "so", "not used: the kernel gets the machine's")
+	}
 	own, err := p.sys.OwnRAM()
 	if err != nil {
 		p.log.Error("the payload's own memory", "error", err, "so", "all of the kernel to kexec_load")

@@ -208,6 +208,12 @@ func TestEntries(t *testing.T) {
 	badInitrd.Initrd = normalboot.NewFile("/boot/initrd.img", &breaksAt{bytes.NewReader(initrd), initrdPiece})
 	large := debian("large initrd", 1)
 	large.Initrd = normalboot.NewFile("/boot/initrd.img", endless{})
+	itself := debian("warmcore", 1)
+	k := segmentstest.Debian(1)
+	k.Version = "6.12.63-warmcore (warmcore@warmcore) #1 SMP"
+	itself.Kernel = normalboot.NewFile("/boot/warmcore", bytes.NewReader(k.Image()))
+	withTree := debian("with device tree", 1)
+	withTree.DeviceTree = "/boot/board.dtb"
 	tests := []struct {
 		name    string
 		entries []normalboot.Entry
@@ -215,6 +221,9 @@ func TestEntries(t *testing.T) {
 		seed    byte
 		log     []string
 	}{
+		{"the payload itself", []normalboot.Entry{itself, second}, "", 2,
+			[]string{"error: boot entry, title: warmcore, error: /boot/warmcore is a payload itself: 6.12.63-warmcore"}},
+		{"with a device tree", []normalboot.Entry{withTree}, "", 1, []string{"warn: boot entry's device tree, file: /boot/board.dtb -> not used"}},
 		{"first", []normalboot.Entry{debian("first", 1), second}, "", 1, nil},
 		{"kernel is unreadable", []normalboot.Entry{unreadable, second}, "", 2,
 			[]string{"error: boot entry, title: unreadable, error: read /boot/vmlinuz: broken for this test", "title: second"}},

@@ -137,7 +137,14 @@ func (l *Linux) OpenMemory() (Memory, error) {
 }
 
 // Scan mounts what is on the disks, read-only.
-func (l *Linux) Scan() (*normalboot.Disks, error) { return normalboot.Scan(mountDir, l.log) }
+func (l *Linux) Scan() (*normalboot.Disks, error) {
+	// Nothing remembers which entries for one boot were booted: taking one
+	// would take it in each boot, for ever.
+	return normalboot.Scan(mountDir, l.log, func(once string) bool {
+		l.log.Warn("boot entry for one boot", "request", once, "so", "the default entry: the payload can't take the request back")
+		return true
+	})
+}
 
 // Load gives an image to the kernel.
 func (*Linux) Load(entry uint64, s []phys.Segment) error { return kexec.Load(entry, s, 0) }

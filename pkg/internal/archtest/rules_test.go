@@ -23,6 +23,13 @@ var layers = map[string]layer{
 	"pkg/cmdline":   values,
 	"boot/identmap": values,
 
+	"pkg/bootconfig":          formats,
+	"pkg/bootconfig/bls":      formats,
+	"pkg/bootconfig/extlinux": formats,
+	"pkg/bootconfig/grub":     formats,
+	"pkg/bootconfig/uki":      formats,
+	"pkg/superblock":          formats,
+
 	"pkg/registration":     formats,
 	"pkg/memmap":           formats,
 	"pkg/acpi":             formats,
@@ -100,7 +107,7 @@ var forbidden = []struct {
 // thirdParty are the modules that code, besides tools, may import at all.
 var thirdParty = map[string]string{
 	"golang.org/x/sys":              "system calls that the standard library has no name for",
-	"github.com/u-root/u-root":      "boot configurations of distributions",
+	"github.com/u-root/u-root":      "mounting file systems",
 	"github.com/klauspost/compress": "zlib, snappy and zstd pages of dumps",
 	"github.com/google/go-cmp":      "readable differences in tests",
 }

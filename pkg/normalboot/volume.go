@@ -1,0 +1,249 @@
+//go:build linux
+
+package normalboot
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/u-root/u-root/pkg/mount"
+	"github.com/warmcore/warmcore/pkg/bootconfig/grub"
+	"github.com/warmcore/warmcore/pkg/superblock"
+)
+
+// device is a disk or partition.
+type device struct {
+	name      string // vda1
+	disk      string // vda
+	partition int    // 0 for a whole disk
+	superblock.Info
+}
+
+func (d device) path() string { return filepath.Join("/dev", d.name) }
+
+// listDevices finds what isn't empty below /sys/class/block.
+func listDevices() ([]device, error) {
+	const class = "/sys/class/block"
+	names, err := os.ReadDir(class)
+	if err != nil {
+		return nil, err
+	}
+	var devices []device
+	for _, n := range names {
+		dir := filepath.Join(class, n.Name())
+		if size, err := os.ReadFile(filepath.Join(dir, "size")); err != nil || strings.TrimSpace(string(size)) == "0" {
+			continue
+		}
+		d := device{name: n.Name(), disk: n.Name()}
+		if number, err := os.ReadFile(filepath.Join(dir, "partition")); err == nil {
+			d.partition, _ = strconv.Atoi(strings.TrimSpace(string(number)))
+			if real, err := filepath.EvalSymlinks(dir); err == nil {
+				d.disk = filepath.Base(filepath.Dir(real))
+			}
+		}
+		devices = append(devices, d)
+	}
+	return devices, nil
+}
+
+// volume is a mounted file system.
+type volume struct {
+	device
+	point *mount.MountPoint
+	// chosen is btrfs' default subvolume, mounted as well, where that is not
+	// the top of the file system; else "".
+	chosen string
+}
+
+// defaultSuffix is what is added to a mount point's path for the file system's
+// default subvolume.
+const defaultSuffix = ".default"
+
+// volumes are what is mounted, with what is known of the devices.
+func volumes(points []*mount.MountPoint, devices []device) (all []*volume) {
+	for _, p := range points {
+		if base, ok := strings.CutSuffix(p.Path, defaultSuffix); ok {
+			for _, v := range all {
+				if v.point.Path == base {
+					v.chosen = p.Path
+				}
+			}
+			continue
+		}
+		v := &volume{point: p, device: device{name: filepath.Base(p.Device)}}
+		for _, d := range devices {
+			if d.name == v.name {
+				v.device = d
+			}
+		}
+		all = append(all, v)
+	}
+	return all
+}
+
+// top is the whole file system, then, in btrfs, its default subvolume.
+func (v *volume) top() fs.FS {
+	if v.chosen == "" {
+		return folder(v.point.Path)
+	}
+	return layers{folder(v.point.Path), folder(v.chosen)}
+}
+
+// root is a folder that may be the root, or /boot, of a system.
+type root struct {
+	files fs.FS
+	// prefix is the folder's path in the file system; "" is its top.
+	prefix string
+}
+
+// maxSubvolumes is how many of btrfs' subvolumes are looked at. Snapshots lie
+// deeper than the first level.
+const maxSubvolumes = 64
+
+// roots are where boot configurations may be: the file system's top, and in
+// btrfs its default subvolume before, and those in the first level after it.
+func (v *volume) roots() []root {
+	all := []root{{folder(v.point.Path), ""}}
+	if v.point.FSType != "btrfs" {
+		return all
+	}
+	if v.chosen != "" {
+		all = slices.Insert(all, 0, root{folder(v.chosen), ""})
+	}
+	names, err := fs.ReadDir(folder(v.point.Path), ".")
+	if err != nil {
+		return all
+	}
+	for _, n := range names { // "@" sorts before letters
+		if n.IsDir() && n.Name() != "boot" && len(all) < maxSubvolumes {
+			all = append(all, root{folder(filepath.Join(v.point.Path, n.Name())), "/" + n.Name()})
+		}
+	}
+	return all
+}
+
+// grubMachine is the machine as a GRUB configuration on one of its volumes
+// sees it.
+type grubMachine struct {
+	own *volume
+	sub root
+	all []*volume
+}
+
+// files is what paths of the configuration's own file system mean: on btrfs
+// GRUB counts them from the top, but openSUSE's from the default subvolume.
+func (m grubMachine) files() fs.FS {
+	if m.sub.prefix == "" && m.sub.files != nil {
+		return layers{m.sub.files, m.own.top()}
+	}
+	if m.sub.prefix != "" {
+		return layers{m.own.top(), m.sub.files}
+	}
+	return m.own.top()
+}
+
+// FS is a device's file system. GRUB's number of a disk says nothing here: of
+// a name such as hd1,gpt2 the partition counts, on the configuration's own
+// disk first, and a file is looked for on each that it may be.
+func (m grubMachine) FS(name string) fs.FS {
+	if name == "" || name == m.own.name {
+		return m.files()
+	}
+	for _, v := range m.all {
+		if v.name == name {
+			return v.top()
+		}
+	}
+	_, part, _ := strings.Cut(name, ",")
+	number, _ := strconv.Atoi(strings.TrimLeft(part, "abcdefghijklmnopqrstuvwxyz"))
+	var own, same, others layers
+	for _, v := range m.all {
+		switch {
+		case v.name == m.own.name || v.partition != number:
+		case v.disk == m.own.disk:
+			same = append(same, v.top())
+		default:
+			others = append(others, v.top())
+		}
+	}
+	own = layers{m.files()}
+	if m.own.partition == number {
+		return append(append(own, same...), others...)
+	}
+	return append(append(same, others...), own...)
+}
+
+// Search finds a volume; the configuration's own one comes first.
+func (m grubMachine) Search(by grub.By, value string, hints []string) (string, bool) {
+	order := []*volume{m.own}
+	for _, v := range m.all {
+		switch {
+		case v == m.own:
+		case slices.Contains(hints, v.name):
+			order = slices.Insert(order, 0, v)
+		default:
+			order = append(order, v)
+		}
+	}
+	for _, v := range order {
+		found := false
+		switch by {
+		case grub.UUID:
+			found = v.UUID != "" && strings.EqualFold(v.UUID, value)
+		case grub.Label:
+			found = v.Label != "" && v.Label == value
+		case grub.File:
+			files := v.top()
+			if v == m.own {
+				files = m.files()
+			}
+			f, err := files.Open(strings.Trim(filepath.Clean("/"+value), "/"))
+			if found = err == nil; found {
+				f.Close()
+			}
+		}
+		if found {
+			return v.name, true
+		}
+	}
+	return "", false
+}
+
+// Probe tells what a volume is called.
+func (m grubMachine) Probe(name string, what grub.By) string {
+	for _, v := range append([]*volume{m.own}, m.all...) {
+		if name != "" && name != v.name {
+			continue
+		}
+		switch what {
+		case grub.UUID:
+			return v.UUID
+		case grub.Label:
+			return v.Label
+		case grub.Type:
+			return v.Type
+		}
+	}
+	return ""
+}
+
+// Platform is efi on machines that have an EFI system partition.
+func (m grubMachine) Platform() string {
+	if m.Arch() != "amd64" {
+		return "efi"
+	}
+	for _, v := range append([]*volume{m.own}, m.all...) {
+		if info, err := fs.Stat(v.top(), "EFI"); err == nil && info.IsDir() {
+			return "efi"
+		}
+	}
+	return "pc"
+}
+
+// Arch is the machine's architecture.
+func (grubMachine) Arch() string { return runtime.GOARCH }

@@ -27,6 +27,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/handoff"
 	"github.com/warmcore/warmcore/pkg/hotplug"
@@ -181,7 +182,7 @@ const todoLog = "`warmcore log` says what the payload decided"
 
 // errNoPayload is why the handoff area was not found.
 var errNoPayload = &Refusal{
-	What: "this kernel was not started by the warmcore payload: " + handoff.ErrNone.Error(),
+	What: "this kernel was not started by the warmcore payload: " + binding.ErrNone.Error(),
 	Todo: "install the payload into firmware and boot through it; if you did, it had no plan for this machine and said why on its console",
 }
 
@@ -208,15 +209,12 @@ func (s *System) open(write bool) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find handoff area: %w", err)
 	}
-	where, err := handoff.Find(line, os.DirFS(s.path(deviceTree)))
+	where, err := binding.FindHandoff(line, os.DirFS(s.path(deviceTree)))
 	switch {
-	case errors.Is(err, handoff.ErrNone):
+	case errors.Is(err, binding.ErrNone):
 		return nil, errNoPayload
 	case err != nil:
 		return nil, refuse("correct the kernel command line, or the device tree; the payload writes both by itself", "%v", err)
-	case where.Size() < registration.SizeMin:
-		return nil, refuse("update payload and agent together", "the handoff area is %s, want at least %s",
-			phys.FormatSize(where.Size()), phys.FormatSize(registration.SizeMin))
 	}
 	x := &session{System: s, close: func() {}}
 	if write {
@@ -321,7 +319,7 @@ func (x *session) plan(roles ...registration.Role) phys.Set {
 // captureBoot says whether the payload started this kernel to save a dump:
 // by the kernel command line on x86, by the device tree on arm64.
 func (s *System) captureBoot() bool {
-	if b, err := s.readBytes(deviceTree + "/chosen/linux,elfcorehdr"); err == nil && len(b) > 0 {
+	if b, err := s.readBytes(deviceTree + "/chosen/" + binding.CoreHeaderProperty); err == nil && len(b) > 0 {
 		return true
 	}
 	line, err := s.cmdline()

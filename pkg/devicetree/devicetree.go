@@ -277,6 +277,21 @@ func (n *Node) Cells() (Cells, error) {
 	return c, nil
 }
 
+// MemoryCells are those of the root, in which memory is described. Without the
+// properties the specification says 2 and 1, the kernel 1 and 1
+// (early_init_dt_scan_root in drivers/of/fdt.c, v6.12).
+func (t *Tree) MemoryCells() (Cells, error) {
+	if t.Root == nil {
+		return Cells{}, errors.New("no root")
+	}
+	for _, name := range []string{"#address-cells", "#size-cells"} {
+		if _, ok := t.Root.Property(name); !ok {
+			return Cells{}, fmt.Errorf("the root has no %s", name)
+		}
+	}
+	return t.Root.Cells()
+}
+
 // Ranges reads pairs of address and size. A pair of size 0 is an empty range.
 func (c Cells) Ranges(value []byte) ([]phys.Range, error) {
 	pair := 4 * (c.Address + c.Size)

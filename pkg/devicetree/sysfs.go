@@ -1,7 +1,9 @@
 package devicetree
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 )
@@ -48,15 +50,27 @@ func (r *fsReader) node(dir, name string, depth int) (*Node, error) {
 			}
 			n.Children = append(n.Children, child)
 		case e.Type().IsRegular() && e.Name() != "name":
-			value, err := fs.ReadFile(r.fsys, at)
+			value, err := r.property(at)
 			if err != nil {
 				return nil, err
-			}
-			if r.size += len(value); r.size > MaxSize {
-				return nil, fmt.Errorf("%s: more than %d bytes in all", at, MaxSize)
 			}
 			n.Properties = append(n.Properties, Property{e.Name(), value})
 		}
 	}
 	return n, nil
+}
+
+func (r *fsReader) property(name string) ([]byte, error) {
+	f, err := r.fsys.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	value, err := io.ReadAll(io.LimitReader(f, int64(MaxSize-r.size)+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if r.size += len(value); r.size > MaxSize {
+		return nil, fmt.Errorf("%s: more than %d bytes in all", name, MaxSize)
+	}
+	return value, nil
 }

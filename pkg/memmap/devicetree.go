@@ -2,22 +2,12 @@ package memmap
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/phys"
-)
-
-// Nodes of our own in /reserved-memory, by their compatible property; their
-// binding is in docs/bindings.
-const (
-	// CompatibleHandoff is the handoff area.
-	CompatibleHandoff = "warmcore,handoff"
-	// CompatiblePayload is memory that is reserved in the payload's kernel
-	// only: it maps it, to copy fast, and never allocates it.
-	CompatiblePayload = "warmcore,payload"
 )
 
 // ReservationBlock is the name of entries from the memory reservation block.
@@ -52,7 +42,7 @@ func DeviceTree(t *devicetree.Tree) (Map, error) {
 }
 
 func readDeviceTree(t *devicetree.Tree) (Map, error) {
-	cells, err := rootCells(t)
+	cells, err := t.MemoryCells()
 	if err != nil {
 		return Map{}, err
 	}
@@ -85,21 +75,6 @@ func readDeviceTree(t *devicetree.Tree) (Map, error) {
 		return Map{}, ErrTooMany
 	}
 	return m.checked()
-}
-
-// rootCells are those of memory. Without the properties the specification
-// says 2 and 1, the kernel 1 and 1 (early_init_dt_scan_root in
-// drivers/of/fdt.c, v6.12).
-func rootCells(t *devicetree.Tree) (devicetree.Cells, error) {
-	if t.Root == nil {
-		return devicetree.Cells{}, errors.New("no root")
-	}
-	for _, name := range []string{"#address-cells", "#size-cells"} {
-		if _, ok := t.Root.Property(name); !ok {
-			return devicetree.Cells{}, fmt.Errorf("the root has no %s", name)
-		}
-	}
-	return t.Root.Cells()
 }
 
 // addMemoryNodes finds RAM as early_init_dt_scan_memory in drivers/of/fdt.c
@@ -169,7 +144,7 @@ func (m *Map) addReservedMemory(t *devicetree.Tree, root devicetree.Cells, ram p
 				continue
 			}
 			kind := Reserved
-			if IsOurs(n) && ram.Contains(r) {
+			if binding.IsOurs(n) && ram.Contains(r) {
 				kind = RAM
 			}
 			m.addNested(r, kind, n.Name, ram)
@@ -207,15 +182,10 @@ func (m *Map) addNested(r phys.Range, kind Kind, name string, ram phys.Set) {
 	m.Entries = append(m.Entries, e)
 }
 
-// IsOurs says whether n, a child of /reserved-memory, is of our own kinds.
-func IsOurs(n *devicetree.Node) bool {
-	return n.Compatible(CompatibleHandoff) || n.Compatible(CompatiblePayload)
-}
-
 // payloadOnly is memory in which the reservation block says nothing about the
 // machine.
 func payloadOnly(t *devicetree.Tree, m Map) (phys.Set, error) {
-	usable, err := UsableMemory(t)
+	usable, err := binding.UsableMemory(t)
 	if err != nil {
 		return nil, err
 	}
@@ -224,89 +194,9 @@ func payloadOnly(t *devicetree.Tree, m Map) (phys.Set, error) {
 			usable = usable.Minus(phys.Set{e.Range})
 		}
 	}
-	if r, ok := Initrd(t); ok {
+	if r, ok := binding.Initrd(t); ok {
 		end, _ := phys.AlignUp(r.End, phys.PageSize)
 		usable = usable.Union(phys.Set{{Start: phys.AlignDown(r.Start, phys.PageSize), End: max(end, r.End)}})
 	}
 	return usable, nil
-}
-
-// UsableMemory returns the memory to which linux,usable-memory-range confines
-// the kernel that gets the tree; none where it is not confined.
-func UsableMemory(t *devicetree.Tree) (phys.Set, error) {
-	chosen := t.Find("/chosen")
-	if chosen == nil {
-		return nil, nil
-	}
-	v, ok := chosen.Property("linux,usable-memory-range")
-	if !ok {
-		return nil, nil
-	}
-	cells, err := rootCells(t)
-	if err != nil {
-		return nil, err
-	}
-	ranges, err := cells.Ranges(v)
-	if err != nil {
-		return nil, fmt.Errorf("linux,usable-memory-range: %w", err)
-	}
-	return phys.NewSet(ranges...), nil
-}
-
-// Initrd returns where the boot loader put the initrd of the kernel that gets
-// the tree; ok is false without one.
-func Initrd(t *devicetree.Tree) (r phys.Range, ok bool) {
-	chosen := t.Find("/chosen")
-	if chosen == nil {
-		return phys.Range{}, false
-	}
-	start, ok1 := chosen.Uint64("linux,initrd-start")
-	end, ok2 := chosen.Uint64("linux,initrd-end")
-	if !ok1 || !ok2 || end <= start {
-		return phys.Range{}, false
-	}
-	return phys.Range{Start: start, End: end}, true
-}
-
-// HandoffNode returns the range of the first node in /reserved-memory with
-// the compatible property of the handoff area; ok is false without one.
-func HandoffNode(t *devicetree.Tree) (r phys.Range, ok bool) {
-	for _, ranges := range reservedFor(t, CompatibleHandoff) {
-		if len(ranges) == 1 && !ranges[0].Empty() {
-			return ranges[0], true
-		}
-	}
-	return phys.Range{}, false
-}
-
-// PayloadReserved returns the memory that is reserved in the payload's kernel
-// only, by nodes with its compatible property.
-func PayloadReserved(t *devicetree.Tree) phys.Set {
-	var all []phys.Range
-	for _, ranges := range reservedFor(t, CompatiblePayload) {
-		all = append(all, ranges...)
-	}
-	return phys.NewSet(all...)
-}
-
-// reservedFor returns the ranges of each node in /reserved-memory that is
-// available and compatible; of those that can be read.
-func reservedFor(t *devicetree.Tree, compatible string) (nodes [][]phys.Range) {
-	reserved := t.Find("/reserved-memory")
-	if reserved == nil {
-		return nil
-	}
-	cells, err := reserved.Cells()
-	if err != nil {
-		return nil
-	}
-	for _, n := range reserved.Children {
-		if !n.Compatible(compatible) || !n.Available() {
-			continue
-		}
-		if ranges, err := n.Reg(cells); err == nil {
-			nodes = append(nodes, ranges)
-		}
-	}
-	return nodes
 }

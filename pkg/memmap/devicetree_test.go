@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/devicetree/devicetreetest"
 	"github.com/warmcore/warmcore/pkg/memmap"
@@ -106,9 +107,9 @@ func TestDeviceTree(t *testing.T) {
 			t.Find("/reserved-memory").SetUint32("#size-cells", 1)
 		}, want: ram + "  40000000-401fffff : secmon@40000000 [Reserved]\n", warnings: []string{"/reserved-memory has no ranges, or cells of its own: kernels ignore it"}},
 		{name: "reservations of the payload", change: func(t *devicetree.Tree) {
-			reserve(t, "handoff@78000000", memmap.CompatibleHandoff, 0, 0x78000000, 0, 0x200000).Set("no-map", nil)
-			reserve(t, "copy@40000000", memmap.CompatiblePayload, 0, 0x40000000, 0, 0x10000000, 0, 0xa0000000, 0, 0x10000000)
-			reserve(t, "handoff@0", memmap.CompatibleHandoff, 0, 0, 0, 0x200000)
+			reserve(t, "handoff@78000000", binding.CompatibleHandoff, 0, 0x78000000, 0, 0x200000).Set("no-map", nil)
+			reserve(t, "copy@40000000", binding.CompatiblePayload, 0, 0x40000000, 0, 0x10000000, 0, 0xa0000000, 0, 0x10000000)
+			reserve(t, "handoff@0", binding.CompatibleHandoff, 0, 0, 0, 0x200000)
 		}, want: ram + "  78000000-781fffff : handoff@78000000 [System RAM]\n  40000000-4fffffff : copy@40000000 [System RAM]\n" +
 			"  a0000000-afffffff : copy@40000000 [System RAM]\n00000000-001fffff : handoff@0 [Reserved]\n"},
 		{name: "reserved memory overlaps", change: func(t *devicetree.Tree) {
@@ -131,7 +132,7 @@ func TestDeviceTree(t *testing.T) {
 			t.Find("/chosen").Set("linux,usable-memory-range", cells(0, 0x70000000, 0, 0x8000000, 0, 0x40000000, 0, 0x10000000))
 			t.Find("/chosen").SetUint64("linux,initrd-start", 0xb0000123)
 			t.Find("/chosen").SetUint64("linux,initrd-end", 0xb0200456)
-			reserve(t, "copy@40000000", memmap.CompatiblePayload, 0, 0x40000000, 0, 0x10000000)
+			reserve(t, "copy@40000000", binding.CompatiblePayload, 0, 0x40000000, 0, 0x10000000)
 			t.Reservations = []phys.Range{{Start: 0x75000000, End: 0x75004000}, {Start: 0xb0000000, End: 0xb0201000}, {Start: 0x47fff000, End: 0x48001000}, {Start: 0x6ffff000, End: 0x70001000}}
 		}, want: ram + "  40000000-4fffffff : copy@40000000 [System RAM]\n  47fff000-48000fff : memreserve [Reserved]\n  6ffff000-6fffffff : memreserve [Reserved]\n"},
 	}
@@ -164,7 +165,7 @@ func TestDeviceTree(t *testing.T) {
 func TestDeviceTreeHides(t *testing.T) {
 	tree := devicetreetest.Tree("virt-2g")
 	reserve(tree, "secmon@40000000", "", 0, 0x40000000, 0, 0x200000)
-	reserve(tree, "copy@50000000", memmap.CompatiblePayload, 0, 0x50000000, 0, 0x10000000)
+	reserve(tree, "copy@50000000", binding.CompatiblePayload, 0, 0x50000000, 0, 0x10000000)
 	reserve(tree, "ramoops@5fff0000", "ramoops", 0, 0x5fff0000, 0, 0x20000)
 	tree.Reservations = []phys.Range{{Start: 0x58000000, End: 0x58001000}}
 	m, err := memmap.DeviceTree(tree)
@@ -236,65 +237,13 @@ func TestDeviceTreeRefuses(t *testing.T) {
 	}
 }
 
-// TestChosen reads what is only the running kernel's.
-func TestChosen(t *testing.T) {
-	tree := devicetreetest.Tree("virt-2g")
-	if s, err := memmap.UsableMemory(tree); s != nil || err != nil {
-		t.Errorf("UsableMemory() = %v, %v; want none", s, err)
-	}
-	if r, ok := memmap.Initrd(tree); ok {
-		t.Errorf("Initrd() = %v, want none", r)
-	}
-	if r, ok := memmap.HandoffNode(tree); ok {
-		t.Errorf("HandoffNode() = %v, want none", r)
-	}
-	chosen := tree.Find("/chosen")
-	chosen.Set("linux,usable-memory-range", cells(0, 0x70000000, 0, 0x8000000, 0, 0x78000000, 0, 0x200000))
-	chosen.SetUint32("linux,initrd-start", 0x74000000)
-	chosen.SetUint64("linux,initrd-end", 0x74000000)
-	if r, ok := memmap.Initrd(tree); ok {
-		t.Errorf("Initrd() of no bytes = %v, want none", r)
-	}
-	chosen.SetUint32("linux,initrd-end", 0x74000123)
-	reserve(tree, "old@0", memmap.CompatibleHandoff, 0, 0, 0, 0x1000).SetString("status", "disabled")
-	reserve(tree, "handoff@78000000", memmap.CompatibleHandoff, 0, 0x78000000, 0, 0x200000)
-	usable, err := memmap.UsableMemory(tree)
-	initrd, ok := memmap.Initrd(tree)
-	handoff, ok2 := memmap.HandoffNode(tree)
-	if want := (phys.Set{{Start: 0x70000000, End: 0x78200000}}); err != nil || !cmp.Equal(usable, want) {
-		t.Errorf("UsableMemory() = %v, %v; want %v", usable, err, want)
-	}
-	if want := (phys.Range{Start: 0x74000000, End: 0x74000123}); !ok || initrd != want {
-		t.Errorf("Initrd() = %v, %v; want %v", initrd, ok, want)
-	}
-	if want := (phys.Range{Start: 0x78000000, End: 0x78200000}); !ok2 || handoff != want {
-		t.Errorf("HandoffNode() = %v, %v; want %v", handoff, ok2, want)
-	}
-	if s := memmap.PayloadReserved(tree); s != nil {
-		t.Errorf("PayloadReserved() = %v, want none", s)
-	}
-	reserve(tree, "copy@40000000", memmap.CompatiblePayload, 0, 0x40000000, 0, 0x10000000, 0, 0xa0000000, 0, 0x10000000)
-	reserve(tree, "copy@90000000", memmap.CompatiblePayload, 0, 0x90000000, 0, 0x10000000)
-	reserve(tree, "copy@80000000", memmap.CompatiblePayload, 0, 0x80000000, 0)
-	if s, want := memmap.PayloadReserved(tree), (phys.Set{{Start: 0x40000000, End: 0x50000000}, {Start: 0x90000000, End: 0xb0000000}}); !cmp.Equal(s, want) {
-		t.Errorf("PayloadReserved() = %v, want %v", s, want)
-	}
-	tree.Root.Remove(func(n *devicetree.Node) bool { return n.Name == "chosen" })
-	if _, err := memmap.UsableMemory(tree); err != nil {
-		t.Errorf("UsableMemory() without /chosen: %v", err)
-	}
-	if _, ok := memmap.Initrd(tree); ok {
-		t.Error("Initrd() without /chosen finds one")
-	}
-}
-
 func FuzzDeviceTree(f *testing.F) {
 	for _, name := range devicetreetest.Names() {
 		f.Add(devicetreetest.Blob(name))
 	}
 	tree := devicetreetest.Tree("virt-2g")
 	tree.Root.Remove(func(n *devicetree.Node) bool { return n.BaseName() != "memory" && n.BaseName() != "chosen" })
-	reserve(tree, "x@40000000", memmap.CompatiblePayload, 0, 0x40000000, 0, 0x200000)
+	reserve(tree, "x@40000000", binding.CompatiblePayload, 0, 0x40000000, 0, 0x200000)
 	reserve(tree, "y@50000000", "", 0, 0x50000000, 0, 0x200000)
 	tree.Find("/chosen").Set("linux,usable-memory-range", cells(0, 0x70000000, 0, 0x8000000))
 	tree.Reservations = []phys.Range{{Start: 0x6ffff000, End: 0x70001000}}

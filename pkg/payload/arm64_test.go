@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/devicetree/devicetreetest"
 	"github.com/warmcore/warmcore/pkg/elfcore"
@@ -44,7 +45,7 @@ func newBoardUp(t *testing.T, up uint64) *machine {
 	reserved.SetUint32("#address-cells", 2)
 	reserved.SetUint32("#size-cells", 2)
 	reserved.Set("ranges", nil)
-	m.reserve("handoff", memmap.CompatibleHandoff, moved(boardHandoff, up))
+	m.reserve("handoff", binding.CompatibleHandoff, moved(boardHandoff, up))
 	m.chosen().Set("linux,usable-memory-range", pair(t, moved(boardWindow, up)))
 	m.readFirmware()
 	if m.firmwareErr != nil {
@@ -115,7 +116,7 @@ func (m *machine) readTree(r *result, get func(addr, n uint64) []byte, entry, at
 	}
 	r.tree = tree
 	r.cmdline = strings.Join(tree.Find("/chosen").Strings("bootargs"), "")
-	if where, ok := memmap.Initrd(tree); ok {
+	if where, ok := binding.Initrd(tree); ok {
 		r.initrd = get(where.Start, where.Size())
 	}
 	next, err := memmap.DeviceTree(tree)
@@ -223,6 +224,10 @@ func TestBoardRefuses(t *testing.T) {
 			m.tree.Find("/reserved-memory").Children = nil
 			m.readFirmware()
 		}, []string{"the handoff area is not RAM", "boot with the firmware's map"}},
+		{"two handoff areas in the tree", func(m *machine) {
+			m.reserve("handoff", binding.CompatibleHandoff, span(0x60000000, 0x60200000))
+			m.readFirmware()
+		}, []string{"error: handoff area, error: find handoff area in the device tree: /reserved-memory: both handoff@78000000 and handoff@60000000 are it -> boot with the firmware's map, no dumps", "boot: without dumps"}},
 		{"two reservations overlap", func(m *machine) {
 			m.reserve("secmon", "tz", span(0x50000000, 0x50200000))
 			m.reserve("ramoops", "ramoops", span(0x501ff000, 0x50210000))
@@ -230,7 +235,7 @@ func TestBoardRefuses(t *testing.T) {
 		}, []string{`warn: firmware's memory map, warning: /reserved-memory: node "secmon@50000000", 50000000-501fffff, and node "ramoops@501ff000", 501ff000-5020ffff, overlap`,
 			"boot: plain"}},
 		{"a reservation over what the payload maps", func(m *machine) {
-			m.reserve("copy", memmap.CompatiblePayload, span(0x40000000, 0x50000000))
+			m.reserve("copy", binding.CompatiblePayload, span(0x40000000, 0x50000000))
 			m.reserve("ramoops", "ramoops", span(0x4fff0000, 0x50010000))
 			m.readFirmware()
 		}, []string{`node "copy@40000000", 40000000-4fffffff, and node "ramoops@4fff0000"`, "boot: plain"}},
@@ -313,7 +318,7 @@ func TestBoardUnread(t *testing.T) {
 			m.chosen().SetString("bootargs", "the payload's")
 			m.chosen().SetUint64("linux,initrd-start", 0x74000000)
 			m.chosen().SetUint64("linux,initrd-end", 0x74800000)
-			m.reserve("copy", memmap.CompatiblePayload, span(0x40000000, 0x50000000))
+			m.reserve("copy", binding.CompatiblePayload, span(0x40000000, 0x50000000))
 			m.readFirmware()
 			if m.firmwareErr == nil {
 				t.Fatal("the tree can be read")
@@ -335,7 +340,7 @@ func TestBoardUnread(t *testing.T) {
 			}
 			// The machine's tree, but for what was the payload's.
 			want := m.tree.Clone()
-			want.Find("/reserved-memory").Remove(memmap.IsOurs)
+			want.Find("/reserved-memory").Remove(binding.IsOurs)
 			for _, n := range want.Root.Children {
 				n.Delete("linux,usable-memory")
 			}

@@ -26,6 +26,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/memmap"
@@ -113,9 +114,7 @@ func New(sys System, log *slog.Logger, logText func() []byte, opts Options, vers
 // Plan makes the plan and the decision without changing anything: all that
 // `warminit -n` does.
 func (p *Payload) Plan() {
-	if p.opts.Handoff.Empty() {
-		p.opts.Handoff = p.placeHandoff()
-	}
+	placeErr := p.placeHandoff()
 	var err error
 	if p.firmware, err = p.sys.FirmwareMap(); err != nil {
 		p.log.Error("firmware's memory map", "error", err, "so", "boot with the payload's own memory, no dumps")
@@ -132,6 +131,10 @@ func (p *Payload) Plan() {
 	}
 	if p.opts.Off {
 		p.log.Info("warmcore.off", "so", "no dumps in this boot")
+		return
+	}
+	if placeErr != nil {
+		p.log.Error("handoff area", "error", placeErr, "so", "boot with the firmware's map, no dumps")
 		return
 	}
 	if p.plan, err = p.makePlan(); err != nil {
@@ -167,14 +170,20 @@ func lentInterruptTables(t *devicetree.Tree) bool {
 	return its(t.Root)
 }
 
-// placeHandoff is where H lies if the command line does not say so.
-func (p *Payload) placeHandoff() phys.Range {
-	if t := p.sys.DeviceTree(); t != nil {
-		if r, ok := memmap.HandoffNode(t); ok {
-			return r
+// placeHandoff finds where H lies if the command line does not say so. On an
+// error there is no H.
+func (p *Payload) placeHandoff() (err error) {
+	if !p.opts.Handoff.Empty() {
+		return nil
+	}
+	if t := p.sys.DeviceTree(); t != nil && t.Root != nil {
+		p.opts.Handoff, err = binding.HandoffNode(t)
+		if !errors.Is(err, binding.ErrNone) {
+			return err
 		}
 	}
-	return DefaultHandoff
+	p.opts.Handoff = DefaultHandoff
+	return nil
 }
 
 // ownMap is what is left to boot with where firmware's map can't be read.
@@ -229,7 +238,7 @@ func (p *Payload) loaderRanges() phys.Set {
 	var r phys.Range
 	var ok bool
 	if t := p.sys.DeviceTree(); t != nil {
-		r, ok = memmap.Initrd(t)
+		r, ok = binding.Initrd(t)
 	} else if page, err := zeropage.Parse(p.sys.BootParams()); err == nil {
 		r, ok = page.Initrd()
 	}

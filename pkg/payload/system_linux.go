@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/busmaster"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/kexec"
@@ -70,7 +71,7 @@ func (l *Linux) RSDP(mem Memory) uint64 { return l.arch.rsdp(l, mem) }
 func (l *Linux) OwnRAM() (phys.Set, error) {
 	ram, err := systemRAM()
 	if tree := l.DeviceTree(); tree != nil {
-		ram = ram.Minus(memmap.PayloadReserved(tree))
+		ram = ram.Minus(binding.PayloadReserved(tree))
 	}
 	return ram, err
 }

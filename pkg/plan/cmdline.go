@@ -86,7 +86,7 @@ func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string,
 	l.Add(p.Arch.crashkernel)
 	l.Add("memhp_default_state=offline")
 	l.Add("modprobe.blacklist=" + p.Arch.blacklist)
-	l.Add(fmt.Sprintf("%s=%#x,%#x", binding.ParamHandoff, p.Handoff.Start, p.Handoff.Size()))
+	l.Add(binding.FormatHandoff(p.Handoff))
 	leftOut(resets(&l, kind), "the machine must come back after a panic")
 	if kind == Capture && p.Arch.elfcorehdr {
 		l.Add(fmt.Sprintf("elfcorehdr=%dK@%#x", (header.Size()+phys.KiB-1)/phys.KiB, header.Start))

@@ -30,6 +30,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
@@ -43,9 +44,6 @@ const (
 	// memory is released, with room; larger machines get a sixteenth.
 	defaultBootMemory = 512 * phys.MiB
 	fourGiB           = 4 * phys.GiB
-	// maxHandoff bounds what the payload reads into its own memory. The ELF
-	// core header of a machine with thousands of CPUs takes 1 MiB.
-	maxHandoff = 16 * phys.MiB
 )
 
 // Policy is what the payload image decides about memory.
@@ -183,10 +181,10 @@ func above(a Arch) string {
 func checkPolicy(policy Policy, arch Arch, ram phys.Set) error {
 	h := policy.Handoff
 	switch {
-	case h.Size() < registration.SizeMin:
-		return &Refusal{fmt.Sprintf("the handoff area is smaller than %s", phys.FormatSize(registration.SizeMin)), h, todoHandoff}
-	case h.Size() > maxHandoff:
-		return &Refusal{fmt.Sprintf("the handoff area is larger than %s", phys.FormatSize(maxHandoff)), h, todoHandoff}
+	case h.Size() < binding.MinHandoff:
+		return &Refusal{fmt.Sprintf("the handoff area is smaller than %s", phys.FormatSize(binding.MinHandoff)), h, todoHandoff}
+	case h.Size() > binding.MaxHandoff:
+		return &Refusal{fmt.Sprintf("the handoff area is larger than %s", phys.FormatSize(binding.MaxHandoff)), h, todoHandoff}
 	case h.Start%arch.Granule != 0 || h.End%arch.Granule != 0:
 		return &Refusal{"the handoff area does not begin and end at a page", h, todoHandoff}
 	case !ram.Contains(h):

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/devicetree/devicetreetest"
 	"github.com/warmcore/warmcore/pkg/memmap"
@@ -45,10 +46,10 @@ func payloadTree(t testing.TB, name string) *devicetree.Tree {
 	r.SetUint32("#size-cells", 2)
 	r.Set("ranges", nil)
 	n := r.Add("copy@40000000")
-	n.SetString("compatible", memmap.CompatiblePayload)
+	n.SetString("compatible", binding.CompatiblePayload)
 	n.Set("reg", value(span(0x40000000, 0x70000000), span(0x78200000, 0xc0000000)))
 	n = r.Add("handoff@78000000")
-	n.SetString("compatible", memmap.CompatibleHandoff)
+	n.SetString("compatible", binding.CompatibleHandoff)
 	n.Set("reg", value(virtHandoff))
 	n.Set("no-map", nil)
 	tree.Reservations = []phys.Range{span(0x75000000, 0x75100000)}
@@ -218,7 +219,7 @@ func checkARM64(t testing.TB, l Linux, img *Image) {
 	if got := chosen.Strings("bootargs"); len(got) != 1 || got[0] != l.Cmdline {
 		t.Errorf("bootargs %q, want %q", got, l.Cmdline)
 	}
-	if r, ok := memmap.Initrd(written); ok != (l.InitrdSize > 0) || r != img.Initrd {
+	if r, ok := binding.Initrd(written); ok != (l.InitrdSize > 0) || r != img.Initrd {
 		t.Errorf("the kernel is told of the initrd %v, %v; it is at %v", r, ok, img.Initrd)
 	}
 	elfcorehdr, _ := chosen.Property("linux,elfcorehdr")

@@ -5,29 +5,11 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
-
-// stale are the properties of /chosen that were for the payload's kernel.
-//
-//   - Seeds are used once: the payload's kernel had these.
-//   - What an older kexec handed over lies in memory that is another's now.
-var stale = []string{
-	"bootargs",
-	"linux,usable-memory-range", "linux,elfcorehdr",
-	"linux,initrd-start", "linux,initrd-end",
-	"kaslr-seed", "rng-seed",
-	"linux,ima-kexec-buffer", "linux,ima-kexec-buffer-size", "linux,kho-fdt", "linux,kho-scratch",
-}
-
-// staleEFI are those of EFI. A kernel takes its map for the memory map instead
-// of the nodes (efi_init in drivers/firmware/efi/efi-init.c, v6.12).
-var staleEFI = []string{
-	"linux,uefi-system-table", "linux,uefi-mmap-start", "linux,uefi-mmap-size", "linux,uefi-mmap-desc-size",
-	"linux,uefi-mmap-desc-ver", "linux,uefi-secure-boot",
-}
 
 // treeWriter makes the normal kernel's device tree of the machine's.
 type treeWriter struct {
@@ -64,9 +46,9 @@ func (l Linux) normalTree(initrd, header phys.Range) (*devicetree.Tree, error) {
 		return nil, fmt.Errorf("write device tree: %w", err)
 	}
 	for _, step := range []func() error{
-		func() error { return w.reserved(l.Handoff) },
+		func() error { return binding.SetReserved(w.Tree, l.Handoff) },
 		func() error { return w.regions(ids) },
-		func() error { return w.chosen(l, initrd, header, staleEFI) },
+		func() error { return l.chosen(initrd, header).Set(w.Tree) },
 		w.check,
 	} {
 		if err := step(); err != nil {
@@ -93,12 +75,18 @@ func (l Linux) sameTree(initrd, header phys.Range) (*devicetree.Tree, error) {
 		}
 	}
 	if r := w.Find("/reserved-memory"); r != nil {
-		r.Remove(memmap.IsOurs)
+		r.Remove(binding.IsOurs)
 	}
-	if err := w.chosen(l, initrd, header, nil); err != nil {
+	c := l.chosen(initrd, header)
+	c.KeepEFI = true
+	if err := c.Set(w.Tree); err != nil {
 		return nil, fmt.Errorf("write device tree: %w", err)
 	}
 	return w.Tree, nil
+}
+
+func (l Linux) chosen(initrd, header phys.Range) binding.Chosen {
+	return binding.Chosen{Cmdline: l.Cmdline, Initrd: initrd, CoreHeader: header, Seed: l.Seed}
 }
 
 // nodeMemory is the memory of a NUMA node.
@@ -156,41 +144,7 @@ func (w *treeWriter) memory() ([]nodeMemory, error) {
 	return ids, nil
 }
 
-// reserved takes the payload's reservations out and puts the handoff area in.
-func (w *treeWriter) reserved(handoff phys.Range) error {
-	r := w.Find("/reserved-memory")
-	if r != nil {
-		r.Remove(memmap.IsOurs)
-	}
-	if !handoff.Empty() {
-		if r == nil {
-			r = w.Root.Add("reserved-memory")
-			r.SetUint32("#address-cells", uint32(w.cells.Address))
-			r.SetUint32("#size-cells", uint32(w.cells.Size))
-			r.Set("ranges", nil)
-		}
-		cells, err := r.Cells()
-		if err != nil {
-			return err
-		}
-		n := r.Add(fmt.Sprintf("handoff@%x", handoff.Start))
-		reg, err := cells.Value(handoff)
-		if err != nil {
-			return fmt.Errorf("node %q: %w", n.Name, err)
-		}
-		n.SetString("compatible", memmap.CompatibleHandoff)
-		n.Set("reg", reg)
-		n.Set("no-map", nil)
-	}
-	if r != nil && len(r.Children) == 0 {
-		w.Root.Remove(func(n *devicetree.Node) bool { return n == r })
-	}
-	return nil
-}
-
-// regions writes a pmem-region node for each range of hidden memory. The
-// kernel makes a device of it and doesn't touch it by itself
-// (drivers/nvdimm/of_pmem.c, v6.12). Memory of a node that the kernel does not
+// regions writes a node for each range of hidden memory. Memory of a NUMA node that the kernel does not
 // know, because it has neither RAM there nor a CPU, can't be added
 // (of_node_to_nid in drivers/of/of_numa.c, v6.12): it goes to a known one.
 func (w *treeWriter) regions(ids []nodeMemory) error {
@@ -206,41 +160,9 @@ func (w *treeWriter) regions(ids []nodeMemory) error {
 				id, most = n.id, size
 			}
 		}
-		reg, err := w.cells.Value(r)
-		if err != nil {
+		if err := binding.AddRegion(w.Tree, r, id); err != nil {
 			return err
 		}
-		n := w.Root.Add(fmt.Sprintf("pmem@%x", r.Start))
-		n.SetString("compatible", "pmem-region")
-		n.Set("reg", reg)
-		n.Set("volatile", nil)
-		n.SetUint32("numa-node-id", id)
-	}
-	return nil
-}
-
-// chosen writes what is for the normal kernel in the place of what is stale,
-// in which alsoStale counts.
-func (w *treeWriter) chosen(l Linux, initrd, header phys.Range, alsoStale []string) error {
-	c := w.Root.Add("chosen")
-	c.Delete(stale...)
-	c.Delete(alsoStale...)
-	c.SetString("bootargs", l.Cmdline)
-	if !initrd.Empty() {
-		c.SetUint64("linux,initrd-start", initrd.Start)
-		c.SetUint64("linux,initrd-end", initrd.End)
-	}
-	if !header.Empty() {
-		// In the root's cells, as early_init_dt_check_for_elfcorehdr in
-		// drivers/of/fdt.c (v6.12) reads it.
-		v, err := w.cells.Value(header)
-		if err != nil {
-			return fmt.Errorf("linux,elfcorehdr: %w", err)
-		}
-		c.Set("linux,elfcorehdr", v)
-	}
-	if l.Seed != 0 {
-		c.SetUint64("kaslr-seed", l.Seed)
 	}
 	return nil
 }

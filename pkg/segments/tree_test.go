@@ -2,6 +2,7 @@ package segments
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -12,9 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/devicetree/devicetreetest"
-	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/segments/segmentstest"
@@ -126,7 +127,7 @@ func FuzzSameTree(f *testing.F) {
 			t.Fatal(err)
 		}
 		chosen := written.Find("/chosen")
-		if r, ok := memmap.Initrd(written); !ok || r != img.Initrd || !slices.Equal(chosen.Strings("bootargs"), []string{l.Cmdline}) {
+		if r, ok := binding.Initrd(written); !ok || r != img.Initrd || !slices.Equal(chosen.Strings("bootargs"), []string{l.Cmdline}) {
 			t.Errorf("initrd %v, want %v; bootargs %q", r, img.Initrd, chosen.Strings("bootargs"))
 		}
 		for _, stale := range []string{"linux,usable-memory-range", "linux,elfcorehdr", "rng-seed"} {
@@ -134,7 +135,7 @@ func FuzzSameTree(f *testing.F) {
 				t.Errorf("/chosen still has %s", stale)
 			}
 		}
-		if _, ok := memmap.HandoffNode(written); ok || len(memmap.PayloadReserved(written)) > 0 {
+		if _, err := binding.HandoffNode(written); !errors.Is(err, binding.ErrNone) || len(binding.PayloadReserved(written)) > 0 {
 			t.Error("the payload's nodes are still there")
 		}
 		if want := tree.Reservations; !slices.Equal(written.Reservations, want) {

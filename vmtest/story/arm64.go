@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/boot/trampoline"
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/devicetree"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -192,7 +193,7 @@ func (l *Lab) confine(tree *devicetree.Tree, lost phys.Set) error {
 	reserved.Set("ranges", nil)
 	for _, r := range usable.Minus(window) {
 		n := reserved.Add(fmt.Sprintf("warmcore@%x", r.Start))
-		n.SetString("compatible", memmap.CompatiblePayload)
+		n.SetString("compatible", binding.CompatiblePayload)
 		value, err := cells.Value(r)
 		if err != nil {
 			return err

@@ -42,6 +42,7 @@ type Owner struct {
 //     [binding.ParamHugePages] and [binding.ParamDropped] tell the agent what that was.
 func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string, dropped []string) {
 	l := cmdline.Parse(entry)
+	own := l.All("panic")
 	leftOut := func(params []cmdline.Param, why string) {
 		for _, w := range params {
 			dropped = append(dropped, fmt.Sprintf("%s: %s", w, why))
@@ -90,6 +91,13 @@ func (p *Plan) Cmdline(entry string, kind Kind, header phys.Range) (line string,
 	leftOut(resets(&l, kind), "the machine must come back after a panic")
 	if kind == Capture && p.Arch.elfcorehdr {
 		l.Add(fmt.Sprintf("elfcorehdr=%dK@%#x", (header.Size()+phys.KiB-1)/phys.KiB, header.Start))
+	}
+	for _, word := range []string{binding.ParamDropped, binding.ParamHugePages, "panic"} {
+		if len(l.String()) <= maxCmdline {
+			break
+		}
+		// A dump, or a boot with a plan, is worth more.
+		l.Remove(func(w cmdline.Param) bool { return w.Is(word) && !slices.Contains(own, w) })
 	}
 	return l.String(), dropped
 }

@@ -419,3 +419,37 @@ func TestCmdlineOwner(t *testing.T) {
 		t.Errorf("plain boot: %q", got)
 	}
 }
+
+// TestCmdlineTooLong: what only helps must not cost the plan or the dump.
+func TestCmdlineTooLong(t *testing.T) {
+	p, err := Make(Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: usual})
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := phys.Range{Start: 0x200c0000, End: 0x200c0400}
+	const entry = "cma=1G hugepages=5 "
+	all, _ := p.Cmdline(entry+"x", Capture, header)
+	for _, tt := range []struct {
+		spare int
+		gone  []string
+	}{
+		{0, nil},
+		{-1, []string{"warmcore.dropped"}},
+		{-1 - len(" warmcore.dropped=cma"), []string{"warmcore.dropped", "warmcore.hugepages"}},
+		{-1 - len(" warmcore.dropped=cma warmcore.hugepages=5*default"), []string{"warmcore.dropped", "warmcore.hugepages", "panic="}},
+	} {
+		got, _ := p.Cmdline(entry+strings.Repeat("x", 1+maxCmdline-len(all)-tt.spare), Capture, header)
+		if len(got) > maxCmdline {
+			t.Errorf("%d bytes", len(got))
+		}
+		for _, word := range []string{"warmcore.dropped", "warmcore.hugepages", "panic=", "warmcore.handoff", "elfcorehdr"} {
+			if strings.Contains(got, word) == slices.Contains(tt.gone, word) {
+				t.Errorf("%d bytes to spare: %s is there: %v", tt.spare, word, strings.Contains(got, word))
+			}
+		}
+	}
+	own, _ := p.Cmdline("panic=10 "+strings.Repeat("x", maxCmdline), Plain, phys.Range{})
+	if !strings.Contains(own, "panic=10") {
+		t.Error("the entry's own panic= is gone")
+	}
+}

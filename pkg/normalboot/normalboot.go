@@ -46,6 +46,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/bootconfig/extlinux"
 	"github.com/warmcore/warmcore/pkg/bootconfig/grub"
 	"github.com/warmcore/warmcore/pkg/bootconfig/uki"
+	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/superblock"
 )
 
@@ -422,10 +423,10 @@ func leaveOutPayload(images []image, own *volume, log *slog.Logger) (normal []im
 // payloadParameter finds what only a payload has on its command line: its own
 // parameters, or memory confined to a window. A kernel with memmap=exactmap
 // could not be booted with the plan's memory map either.
-func payloadParameter(cmdline string) string {
-	for word := range strings.FieldsSeq(cmdline) {
-		if word = strings.Trim(word, `"`); strings.HasPrefix(word, "warmcore.") || word == "memmap=exactmap" {
-			return word
+func payloadParameter(line string) string {
+	for _, p := range cmdline.Parse(line).Params {
+		if strings.HasPrefix(p.Name, "warmcore.") || p.Is("memmap") && p.Value == "exactmap" {
+			return p.String()
 		}
 	}
 	return ""

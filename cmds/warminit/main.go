@@ -36,7 +36,9 @@ was reset while armed. Parameters are read from the kernel's command line:
   warmcore.lost=SIZE@ADDR[,...]    what else firmware overwrites at a reset
   warmcore.bootmem=SIZE            boot memory (default: 512M or 1/16 of RAM)
   warmcore.block=SIZE              memory block of the normal kernel (default: by RAM)
-  warmcore.boot=TITLE|KERNEL       the boot entry (default: the configuration's)
+  warmcore.boot=TITLE|KERNEL|UUID=ID[:KERNEL]|LABEL=NAME[:KERNEL]
+                                   the boot entry (default: the configuration's)
+  warmcore.successor=yes|no        another kernel on that disk may take the dump (default: yes)
   warmcore.handover=auto|vmcore    how the dump is handed over
   warmcore.max_captures=N          dumps an hour (default: 5; 0: no limit)
   warmcore.max_attempts=N          capture boots for one dump (default: 3)

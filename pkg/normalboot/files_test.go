@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/u-root/u-root/pkg/mount"
@@ -219,5 +220,40 @@ func TestManyEntries(t *testing.T) {
 	}
 	if len(images) != 3000 || len(after) > len(before)+10 {
 		t.Errorf("%d entries, %d files open, before %d", len(images), len(after), len(before))
+	}
+}
+
+// TestScan: a disk that doesn't answer is left out, one that is not to be
+// touched isn't, and the rest is read.
+func TestScan(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "sdc", "grub/grub.cfg"), "menuentry x { linux /k }\n")
+	var calls []string
+	note := func(what string) func(string) {
+		return func(device string) { calls = append(calls, what+" "+device) }
+	}
+	hang := make(chan struct{})
+	defer close(hang)
+	d := scan([]device{{name: "sda"}, {name: "sdb"}, {name: "sdc"}, {name: "sdd"}}, Options{
+		Used: func(string) bool { return false }, LeaveOut: func(device string) bool { return device == "sdb" },
+		Before: note("before"), After: note("after"), Silent: note("silent"),
+	}, slog.New(slog.DiscardHandler), func(dev *device) access {
+		switch dev.name {
+		case "sda":
+			<-hang
+		case "sdb":
+			t.Error("sdb is touched")
+		case "sdc":
+			return access{points: []*mount.MountPoint{{Path: filepath.Join(dir, "sdc"), Device: "/dev/sdc", FSType: "ext4"}}}
+		}
+		return access{why: "nothing"}
+	}, 50*time.Millisecond)
+	want := []string{"before sda", "silent sda", "before sdc", "after sdc", "before sdd", "after sdd"}
+	if diff := cmp.Diff(want, calls); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	looked := []string{"sda: no answer in 50ms", "sdb: left out", "sdd: nothing", "sdc (ext4): grub/grub.cfg with 1 entries"}
+	if diff := cmp.Diff(looked, d.Looked); diff != "" || len(d.Entries) != 1 {
+		t.Errorf("%d entries, looked at (-want +got):\n%s", len(d.Entries), diff)
 	}
 }

@@ -39,6 +39,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/u-root/u-root/pkg/mount"
 	"github.com/warmcore/warmcore/pkg/bootconfig"
@@ -59,6 +60,9 @@ type Entry struct {
 	// DeviceTree is the path of the device tree that the entry names; "" for
 	// none.
 	DeviceTree string
+	// FileSystem and Label are of the file system that the kernel is on; ""
+	// if that isn't known.
+	FileSystem, Label string
 	// Once is not empty if the loader would start the entry in one boot only;
 	// it names that request (see bootconfig.Entry).
 	Once string
@@ -82,30 +86,80 @@ var fileSystems = []struct{ name, options string }{
 	{"vfat", ""},
 }
 
-// Scan mounts every file system on every disk below dir and reads its boot
-// entries. used says of an entry for one boot whether it has had that boot.
-func Scan(dir string, log *slog.Logger, used func(once string) bool) (*Disks, error) {
+// Options is how to look at the disks.
+type Options struct {
+	// Used says of an entry for one boot whether it has had that boot.
+	Used func(once string) bool
+	// First is the UUID of a file system on which to look before all others;
+	// if entries are there, nothing else is mounted.
+	First string
+	// LeaveOut says which disks not to touch.
+	LeaveOut func(device string) bool
+	// Before is called before a disk is touched, then After when it has
+	// answered, or Silent if it hasn't for long.
+	Before, After, Silent func(device string)
+}
+
+// patience is how long a disk may take to answer. A disk with a bad sector
+// takes 30 seconds for one read (the block layer's default time-out).
+const patience = 40 * time.Second
+
+// Scan mounts the file systems on the disks below dir and reads their boot
+// entries.
+func Scan(dir string, log *slog.Logger, o Options) (*Disks, error) {
 	devices, err := listDevices()
 	if err != nil {
 		return nil, fmt.Errorf("list disks: %w", err)
 	}
-	var d Disks
-	for i := range devices {
-		dev := &devices[i]
+	return scan(devices, o, log, func(dev *device) access {
 		if f, err := os.Open(dev.path()); err == nil {
 			dev.Info, _ = superblock.Read(f)
 			f.Close()
 		}
+		if o.First != "" && !strings.EqualFold(dev.UUID, o.First) {
+			return access{info: dev.Info, why: "not the file system that booted last"}
+		}
 		points, why := mountReadOnly(dev.path(), filepath.Join(dir, dev.name))
-		if len(points) == 0 {
-			d.Looked = append(d.Looked, fmt.Sprintf("%s: %s", dev.name, why))
+		return access{dev.Info, points, why}
+	}, patience), nil
+}
+
+// access is what came of looking at a disk.
+type access struct {
+	info   superblock.Info
+	points []*mount.MountPoint
+	why    string // nothing is mounted
+}
+
+// scan looks at each disk and waits for it no longer than patience.
+func scan(devices []device, o Options, log *slog.Logger, look func(*device) access, patience time.Duration) *Disks {
+	var d Disks
+	for i := range devices {
+		dev := &devices[i]
+		if o.LeaveOut(dev.name) {
+			d.Looked = append(d.Looked, dev.name+": left out")
 			continue
 		}
-		d.pool.Add(points...)
+		o.Before(dev.name)
+		answer := make(chan access, 1)
+		go func(dev device) { answer <- look(&dev) }(*dev)
+		select {
+		case a := <-answer:
+			o.After(dev.name)
+			dev.Info = a.info
+			if len(a.points) == 0 {
+				d.Looked = append(d.Looked, fmt.Sprintf("%s: %s", dev.name, a.why))
+			}
+			d.pool.Add(a.points...)
+		case <-time.After(patience):
+			o.Silent(dev.name)
+			log.Warn("disk", "name", dev.name, "error", fmt.Sprintf("no answer in %v", patience), "so", "left out")
+			d.Looked = append(d.Looked, fmt.Sprintf("%s: no answer in %v", dev.name, patience))
+		}
 	}
-	entries, looked := collect(&d.pool, devices, log, used)
+	entries, looked := collect(&d.pool, devices, log, o.Used)
 	d.Entries, d.Looked = entries, append(d.Looked, looked...)
-	return &d, nil
+	return &d
 }
 
 // collect reads the configurations of everything that is mounted.
@@ -175,6 +229,7 @@ type image struct {
 	files func(device string) fs.FS
 	// where is a name for files, the same for the same file system.
 	where func(device string) string
+	all   []*volume
 }
 
 func (i image) key() string {
@@ -220,7 +275,7 @@ func parseRoot(own *volume, r root, all []*volume, used func(once string) bool, 
 	here := func(device string) string { return cmp.Or(device, own.name) }
 	wrap := func(entries []bootconfig.Entry, files func(device string) fs.FS) (out []image) {
 		for _, e := range entries {
-			out = append(out, image{e, files, here})
+			out = append(out, image{e, files, here, all})
 		}
 		return out
 	}
@@ -500,6 +555,11 @@ func entry(i image, _ string) (Entry, bool) {
 	}
 	for _, p := range i.Initrds {
 		initrds, names = append(initrds, i.part(p, nil)), append(names, p.Name)
+	}
+	for _, v := range i.all {
+		if v.name == i.where(i.Kernel.Device) {
+			e.FileSystem, e.Label = v.UUID, v.Label
+		}
 	}
 	if len(initrds) > 0 {
 		e.Initrd = File{strings.Join(names, " "), initrds}

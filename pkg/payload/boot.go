@@ -1,6 +1,7 @@
 package payload
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ const (
 // boot starts an entry; it returns only with the reason why it could not.
 func (p *Payload) boot(e normalboot.Entry) error {
 	p.enter(registration.PhasePlace, placeLimit)
-	kernel, err := p.readKernel(e.Kernel)
+	kernel, sum, err := p.readKernel(e.Kernel)
 	if err != nil {
 		return err
 	}
@@ -60,7 +61,7 @@ func (p *Payload) boot(e normalboot.Entry) error {
 		return p.bootUnplanned(e, l)
 	}
 	kind := p.decision.Kind
-	err = p.bootPlanned(e, l)
+	err = p.bootPlanned(e, l, registration.Booted{FileSystem: clip(e.FileSystem, registration.MaxUUID), KernelSum: sum, Once: clip(e.Once, registration.MaxOnce)})
 	if kind == plan.Capture {
 		// The dump is in D and stays offered, at the next reset.
 		return err
@@ -69,23 +70,23 @@ func (p *Payload) boot(e normalboot.Entry) error {
 	return errors.Join(err, p.bootUnplanned(e, l))
 }
 
-func (p *Payload) readKernel(f normalboot.File) (segments.Kernel, error) {
+func (p *Payload) readKernel(f normalboot.File) (kernel segments.Kernel, sum [32]byte, err error) {
 	n, err := f.Size(maxKernel)
 	if err != nil {
-		return nil, err
+		return nil, sum, err
 	}
 	b := make([]byte, n)
 	if n, err := f.ReadAt(b, 0); n < len(b) {
-		return nil, fmt.Errorf("read %s: %w", f.Path, err)
+		return nil, sum, fmt.Errorf("read %s: %w", f.Path, err)
 	}
-	kernel, err := segments.Parse(p.sys.Arch().Name, b)
+	kernel, err = segments.Parse(p.sys.Arch().Name, b)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.Path, err)
+		return nil, sum, fmt.Errorf("%s: %w", f.Path, err)
 	}
-	return kernel, nil
+	return kernel, sha256.Sum256(b), nil
 }
 
-func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
+func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux, booted registration.Booted) error {
 	kind := p.decision.Kind
 	b := p.block
 	if kind == plan.Plain {
@@ -124,8 +125,20 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 			return err
 		}
 	}
-	if err := p.place(img, e.Initrd); err != nil {
+	initrdSum, err := p.place(img, e.Initrd)
+	if err != nil {
 		return err
+	}
+	if l.InitrdSize > 0 {
+		booted.InitrdSum = initrdSum
+	}
+	if kind == plan.Capture {
+		if err := p.sameBytes(b.Booted, booted); err != nil {
+			return err
+		}
+	}
+	if booted.Once == "" {
+		booted.Once = b.Booted.Once
 	}
 	p.log.Info("kernel placed", "at", img.Segments[0].Range, "initrd", img.Initrd)
 	if err := p.sys.Load(img.Trampoline.Range.Start, []phys.Segment{img.Trampoline}); err != nil {
@@ -137,6 +150,7 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 		Initrd:  clip(e.Initrd.Path, registration.MaxPath),
 		Cmdline: clip(l.Cmdline, registration.MaxCmdline),
 	}
+	b.Booted, b.Mounting = booted, ""
 	if kind == plan.Plain {
 		// The crash record of the boot before has done its work.
 		if err := p.mem.Zero(phys.Range{Start: p.plan.Handoff.Start + registration.RecordOff, End: p.plan.Handoff.Start + registration.RecordOff + registration.RecordSize}); err != nil {
@@ -146,7 +160,7 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux) error {
 	if err := p.store(b); err != nil {
 		// A title or command line that the format doesn't take is no reason
 		// to be without a dump.
-		b.Kernel = registration.Kernel{}
+		b.Kernel, b.Booted = registration.Kernel{}, registration.Booted{}
 		if err := p.store(b); err != nil {
 			return err
 		}
@@ -197,7 +211,7 @@ func (p *Payload) placeUnplanned(e normalboot.Entry, l segments.Linux) (entry ui
 	if err := p.forget(own); err != nil {
 		return 0, nil, err
 	}
-	if err := p.place(img, e.Initrd); err != nil {
+	if _, err := p.place(img, e.Initrd); err != nil {
 		return 0, nil, err
 	}
 	return img.Trampoline.Range.Start, []phys.Segment{img.Trampoline}, nil
@@ -261,23 +275,26 @@ func (p *Payload) placeUnread(l segments.Linux) (*segments.Image, error) {
 // works for any size; kexec_load would need a copy of all of it in the
 // payload's small memory (sanity_check_segment_list in kernel/kexec_core.c,
 // v6.12, refuses more than half of RAM).
-func (p *Payload) place(img *segments.Image, initrd normalboot.File) error {
+func (p *Payload) place(img *segments.Image, initrd normalboot.File) (initrdSum [32]byte, err error) {
 	for _, s := range img.Segments {
 		if err := p.mem.WritePhys(s.Data, s.Range.Start); err != nil {
-			return fmt.Errorf("place %v: %w", s, err)
+			return initrdSum, fmt.Errorf("place %v: %w", s, err)
 		}
 	}
+	sum := sha256.New()
 	piece := make([]byte, initrdPiece)
 	for done := uint64(0); done < img.Initrd.Size(); {
 		want := min(uint64(len(piece)), img.Initrd.Size()-done)
 		n, err := initrd.ReadAt(piece[:want], int64(done))
 		if n == 0 {
-			return fmt.Errorf("read %s at %d of %d bytes: %w", initrd.Path, done, img.Initrd.Size(), err)
+			return initrdSum, fmt.Errorf("read %s at %d of %d bytes: %w", initrd.Path, done, img.Initrd.Size(), err)
 		}
 		if err := p.mem.WritePhys(piece[:n], img.Initrd.Start+done); err != nil {
-			return fmt.Errorf("place initrd %v: %w", img.Initrd, err)
+			return initrdSum, fmt.Errorf("place initrd %v: %w", img.Initrd, err)
 		}
+		sum.Write(piece[:n])
 		done += uint64(n)
 	}
-	return nil
+	sum.Sum(initrdSum[:0])
+	return initrdSum, nil
 }

@@ -2,6 +2,7 @@ package payload
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"log/slog"
@@ -47,6 +48,7 @@ func TestPlainBoot(t *testing.T) {
 		Kernel:         registration.Kernel{Title: "Debian", Path: "/boot/vmlinuz", Initrd: "/boot/initrd.img", Cmdline: planned},
 		Plan:           p.Ranges(),
 		PayloadVersion: "v1",
+		Booted:         registration.Booted{KernelSum: kernelSum(m.entries[0]), InitrdSum: sha256.Sum256(initrd)},
 	}
 	if diff := cmp.Diff(want, m.block()); diff != "" {
 		t.Errorf("block (-want +got):\n%s", diff)

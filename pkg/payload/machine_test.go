@@ -61,6 +61,8 @@ type machine struct {
 	waits int
 	// onWait changes the machine while the payload waits.
 	onWait func()
+	// onScan sees how the payload looks at the disks.
+	onScan func(normalboot.Options)
 
 	// hangs is the phase that never ends; the machine is reset then. dmaDevices
 	// are what QuietDevices finds, once a run.
@@ -146,8 +148,11 @@ func (m *machine) OpenMemory() (Memory, error) {
 	return m.mem, nil
 }
 
-func (m *machine) Scan() (*normalboot.Disks, error) {
+func (m *machine) Scan(o normalboot.Options) (*normalboot.Disks, error) {
 	m.scans++
+	if m.onScan != nil {
+		m.onScan(o)
+	}
 	if m.scanErr != nil {
 		return nil, m.scanErr
 	}

@@ -21,11 +21,14 @@ type Options struct {
 	Lost       phys.Set   // warmcore.lost=SIZE@ADDR[,...]: firmware overwrites it at each reset
 	BootMemory uint64     // warmcore.bootmem=SIZE
 	BlockSize  uint64     // warmcore.block=SIZE
-	Boot       string     // warmcore.boot=: title or kernel path of the entry to boot
-	Handover   string     // warmcore.handover=auto|vmcore
-	Limits     plan.Limits
-	Owner      plan.Owner // warmcore.remove=, warmcore.append=: a capture boot's command line
-	Off        bool       // warmcore.off: no dumps, the normal kernel gets all memory
+	Boot       string     // warmcore.boot=: title or kernel path of the entry to boot, UUID=...:PATH, LABEL=...:PATH
+	// NoSuccessor is warmcore.successor=no: a dump only goes to the very kernel
+	// and initrd that crashed.
+	NoSuccessor bool
+	Handover    string // warmcore.handover=auto|vmcore
+	Limits      plan.Limits
+	Owner       plan.Owner // warmcore.remove=, warmcore.append=: a capture boot's command line
+	Off         bool       // warmcore.off: no dumps, the normal kernel gets all memory
 }
 
 // DefaultHandoff is where H lies if neither warmcore.handoff= nor the device
@@ -67,6 +70,11 @@ func (o *Options) set(name, value string) (err error) {
 		return parseSize(value, &o.BlockSize)
 	case "boot":
 		o.Boot = value
+	case "successor":
+		if value != "yes" && value != "no" {
+			return fmt.Errorf("want yes or no")
+		}
+		o.NoSuccessor = value == "no"
 	case "handover":
 		if value != "auto" && value != "vmcore" {
 			return fmt.Errorf("want auto or vmcore")

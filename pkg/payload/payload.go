@@ -64,8 +64,8 @@ type System interface {
 	RSDP(Memory) uint64
 	// OpenMemory opens physical memory for writing.
 	OpenMemory() (Memory, error)
-	// Scan looks for boot entries on all disks.
-	Scan() (*normalboot.Disks, error)
+	// Scan looks for boot entries on the disks.
+	Scan(normalboot.Options) (*normalboot.Disks, error)
 	// QuietDevices keeps PCI devices that no driver has bound from writing to
 	// memory, and returns those that could.
 	QuietDevices() (quiet []string, err error)
@@ -103,6 +103,7 @@ type Payload struct {
 	decision plan.Decision
 	guarded  bool // there are deadlines: this is no dry run
 	progress registration.Progress
+	hung     []string // disks that the boot before was waiting for at its reset
 }
 
 // New returns a run on sys that logs to log; logText returns the log's text
@@ -309,7 +310,7 @@ func (p *Payload) Run() error {
 	seen := ""
 	for try := 0; ; try++ {
 		p.enter(registration.PhaseDisks, disksLimit)
-		disks, err := p.sys.Scan()
+		disks, err := p.scan(try)
 		if err != nil {
 			disks = &normalboot.Disks{Looked: []string{"look for disks: " + err.Error()}}
 		}
@@ -320,7 +321,9 @@ func (p *Payload) Run() error {
 			seen = now
 			p.log.Info("disks", "entries", len(disks.Entries), "looked_at", looked)
 			err := p.bootAny(disks)
-			if len(disks.Entries) > 0 && p.decision.Kind == plan.Capture {
+			if errors.Is(err, errOtherSystem) && try < scanPatience {
+				p.log.Warn("capture boot", "error", err, "so", "waiting for its disk")
+			} else if len(disks.Entries) > 0 && p.decision.Kind == plan.Capture {
 				p.log.Error("capture boot", "error", err, "so", "plain boot, the dump is lost")
 				p.decision = plan.Decision{Kind: plan.Plain, Prearm: true, Why: "no entry could be started for the capture"}
 				err = p.bootAny(disks)
@@ -337,7 +340,10 @@ func (p *Payload) Run() error {
 // bootAny starts the first entry that can be started; it returns only if
 // none can.
 func (p *Payload) bootAny(disks *normalboot.Disks) error {
-	entries := p.order(disks.Entries)
+	entries, err := p.candidates(disks.Entries)
+	if err != nil {
+		return err
+	}
 	if len(entries) == 0 {
 		return fmt.Errorf("no boot entry: repair the boot configuration on a disk; looked at: %s", strings.Join(disks.Looked, "; "))
 	}
@@ -348,30 +354,6 @@ func (p *Payload) bootAny(disks *normalboot.Disks) error {
 		errs = append(errs, fmt.Errorf("entry %q: %w", e.Title, err))
 	}
 	return errors.Join(errs...)
-}
-
-// order puts the entry first that warmcore.boot= names, and in a capture boot
-// the kernel that crashed: it is known to run on this machine.
-func (p *Payload) order(entries []normalboot.Entry) []normalboot.Entry {
-	wanted := func(e normalboot.Entry) bool {
-		if p.opts.Boot != "" {
-			return e.Title == p.opts.Boot || e.Kernel.Path == p.opts.Boot
-		}
-		return p.decision.Kind == plan.Capture && p.block != nil &&
-			p.block.Kernel.Path == e.Kernel.Path && p.block.Kernel.Title == clip(e.Title, registration.MaxTitle)
-	}
-	var first, rest []normalboot.Entry
-	for _, e := range entries {
-		if wanted(e) {
-			first = append(first, e)
-		} else {
-			rest = append(rest, e)
-		}
-	}
-	if p.opts.Boot != "" && len(first) == 0 {
-		p.log.Warn("warmcore.boot", "entry", p.opts.Boot, "error", "no such entry", "so", "the default entry")
-	}
-	return append(first, rest...)
 }
 
 func clip(s string, most int) string { return s[:min(len(s), most)] }

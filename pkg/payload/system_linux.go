@@ -138,13 +138,8 @@ func (l *Linux) OpenMemory() (Memory, error) {
 }
 
 // Scan mounts what is on the disks, read-only.
-func (l *Linux) Scan() (*normalboot.Disks, error) {
-	// Nothing remembers which entries for one boot were booted: taking one
-	// would take it in each boot, for ever.
-	return normalboot.Scan(mountDir, l.log, func(once string) bool {
-		l.log.Warn("boot entry for one boot", "request", once, "so", "the default entry: the payload can't take the request back")
-		return true
-	})
+func (l *Linux) Scan(o normalboot.Options) (*normalboot.Disks, error) {
+	return normalboot.Scan(mountDir, l.log, o)
 }
 
 // Load gives an image to the kernel.

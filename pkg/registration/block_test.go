@@ -41,6 +41,9 @@ func fullest() *registration.Block {
 		b.Plan[i] = registration.PlanRange{Role: registration.RolePreserved, Range: phys.Range{Start: start, End: start + phys.GiB}}
 	}
 	b.PayloadVersion = strings.Repeat("v", registration.MaxPayloadName)
+	b.Booted = registration.Booted{FileSystem: strings.Repeat("u", registration.MaxUUID), Once: strings.Repeat("o", registration.MaxOnce)}
+	b.Booted.KernelSum[0], b.Booted.InitrdSum[31] = 1, 2
+	b.Mounting = strings.Repeat("m", registration.MaxMounting)
 	return b
 }
 
@@ -61,7 +64,7 @@ func TestBlockRoundTrip(t *testing.T) {
 		}},
 		{"unknown sections in order", &registration.Block{Unknown: []registration.Section{
 			{Type: math.MaxUint32, Data: []byte{1}},
-			{Type: 12},
+			{Type: 4242},
 		}}},
 		{"text beyond ASCII", &registration.Block{Kernel: registration.Kernel{Title: "Größe 核\t2"}}},
 	} {
@@ -127,6 +130,9 @@ func TestAppendBinaryRefuses(t *testing.T) {
 		{"event name", func(b *registration.Block) { b.Capture.Timeline[0].Name = "\xff" }, registration.ErrValue, "event name"},
 		{"plan", func(b *registration.Block) { b.Plan = make([]registration.PlanRange, registration.MaxPlan+1) }, registration.ErrTooLarge, "plan"},
 		{"plan range", func(b *registration.Block) { b.Plan[1].Range = phys.Range{Start: 2, End: 2} }, registration.ErrValue, "plan range"},
+		{"file system", func(b *registration.Block) { b.Booted.FileSystem = "a\nb" }, registration.ErrValue, "file system"},
+		{"request to boot once", func(b *registration.Block) { b.Booted.Once = strings.Repeat("x", registration.MaxOnce+1) }, registration.ErrTooLarge, "request to boot once"},
+		{"disks being mounted", func(b *registration.Block) { b.Mounting = "\x00" }, registration.ErrValue, "disks being mounted"},
 		{"payload version", func(b *registration.Block) { b.PayloadVersion = "a\u0085b" }, registration.ErrValue, "payload version"},
 		{"known type as unknown", func(b *registration.Block) { b.Unknown = []registration.Section{{Type: 3}} }, registration.ErrDuplicate, "unknown section type"},
 		{"unknown type twice", func(b *registration.Block) { b.Unknown = []registration.Section{{Type: 30}, {Type: 30}} }, registration.ErrDuplicate, "unknown section type"},

@@ -145,6 +145,13 @@ func (d *decoder) section(b *Block, typ uint32) {
 		d.plan(b)
 	case secPayloadVersion:
 		b.PayloadVersion = d.text("payload version", MaxPayloadName)
+	case secBooted:
+		b.Booted.FileSystem = d.text("file system", MaxUUID)
+		copy(b.Booted.KernelSum[:], d.take("kernel's SHA-256", 32))
+		copy(b.Booted.InitrdSum[:], d.take("initrd's SHA-256", 32))
+		b.Booted.Once = d.text("request to boot once", MaxOnce)
+	case secMounting:
+		b.Mounting = d.text("disks being mounted", MaxMounting)
 	default:
 		b.Unknown = append(b.Unknown, Section{typ, d.rest()})
 	}

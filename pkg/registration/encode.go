@@ -77,6 +77,13 @@ func (e *encoder) block(b *Block) {
 	e.section(secCapture, func() { e.capture(&b.Capture) })
 	e.section(secPlan, func() { e.plan(b.Plan) })
 	e.section(secPayloadVersion, func() { e.text("payload version", b.PayloadVersion, MaxPayloadName) })
+	e.section(secBooted, func() {
+		e.text("file system", b.Booted.FileSystem, MaxUUID)
+		e.bytes(b.Booted.KernelSum[:])
+		e.bytes(b.Booted.InitrdSum[:])
+		e.text("request to boot once", b.Booted.Once, MaxOnce)
+	})
+	e.section(secMounting, func() { e.text("disks being mounted", b.Mounting, MaxMounting) })
 	e.unknown(b.Unknown)
 }
 

@@ -40,8 +40,10 @@ const (
 	secCapture        = 9
 	secPlan           = 10
 	secPayloadVersion = 11
+	secBooted         = 14
+	secMounting       = 15
 
-	maxKnown = secPayloadVersion
+	maxKnown = secMounting
 )
 
 // Encoded lengths of array elements, in bytes.

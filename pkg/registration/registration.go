@@ -61,6 +61,9 @@ const (
 	MaxPath        = 256     // bytes in Kernel.Path and in Kernel.Initrd
 	MaxCmdline     = 4096    // bytes in Kernel.Cmdline
 	MaxPayloadName = 128     // bytes in PayloadVersion
+	MaxUUID        = 64      // bytes in Booted.FileSystem
+	MaxOnce        = 256     // bytes in Booted.Once
+	MaxMounting    = 256     // bytes in Mounting
 	MaxSections    = 64      // of known and unknown types together
 )
 
@@ -159,7 +162,11 @@ type Block struct {
 	Capture        Capture
 	Plan           []PlanRange // for the agent to read; the payload computes its own
 	PayloadVersion string
-	Unknown        []Section // of types that this version doesn't know, in order
+	Booted         Booted
+	// Mounting are the disks, by their names with spaces between, that the
+	// payload was about to look at: a reset came before they answered.
+	Mounting string
+	Unknown  []Section // of types that this version doesn't know, in order
 }
 
 // Identity says which boot of which kernel registered.
@@ -204,6 +211,14 @@ type Counters struct {
 // Kernel is what the payload booted last.
 type Kernel struct {
 	Title, Path, Initrd, Cmdline string
+}
+
+// Booted is which files the payload booted last, so that a dump goes to that
+// system and no other.
+type Booted struct {
+	FileSystem           string   // UUID of the file system that the kernel is on
+	KernelSum, InitrdSum [32]byte // SHA-256; of the initrd zero without one
+	Once                 string   // the request to boot an entry once that was granted last
 }
 
 // Capture is what the payload tells the agent about the dump.

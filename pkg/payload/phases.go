@@ -13,7 +13,7 @@ import (
 // at the speed of the slowest: memory without caches, a cold NUMA node, an old
 // USB stick.
 const (
-	phaseLimit = time.Minute     // plan, start, and the fixed part of the others
+	phaseLimit = 3 * time.Minute // plan, start, and the fixed part of the others
 	disksLimit = 5 * time.Minute // of one look at all disks
 	placeLimit = 2 * time.Minute // the kernel, and small initrds
 

@@ -29,13 +29,13 @@ func (m *machine) progressRecord() registration.Progress {
 // another kernel starts (machine.Reboot checks that).
 func TestPhases(t *testing.T) {
 	c := newCrash(t)
-	plain := []string{"plan 1m0s", "disks 5m0s", "place 2m0s", "place 2m5s", "start 1m0s"}
+	plain := []string{"plan 3m0s", "disks 5m0s", "place 2m0s", "place 2m5s", "start 3m0s"}
 	if diff := cmp.Diff(plain, c.guards); diff != "" {
 		t.Errorf("plain boot's deadlines (-want +got):\n%s", diff)
 	}
 	r := c.run()
-	copied := time.Minute + time.Duration((c.p.Boot.Size()+16*mib-1)/(16*mib))*time.Second
-	capture := []string{"plan 1m0s", "copy " + copied.String(), "dump 1m1s", "disks 5m0s", "place 2m0s", "place 2m5s", "start 1m0s"}
+	copied := 3*time.Minute + time.Duration((c.p.Boot.Size()+16*mib-1)/(16*mib))*time.Second
+	capture := []string{"plan 3m0s", "copy " + copied.String(), "dump 3m1s", "disks 5m0s", "place 2m0s", "place 2m5s", "start 3m0s"}
 	if diff := cmp.Diff(capture, c.guards); diff != "" || !r.started {
 		t.Errorf("capture boot's deadlines (-want +got):\n%s%s", diff, r.log)
 	}

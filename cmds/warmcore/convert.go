@@ -10,6 +10,8 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/agent"
 	"github.com/warmcore/warmcore/pkg/convert"
+	"github.com/warmcore/warmcore/pkg/dumpwriter"
+	"github.com/warmcore/warmcore/pkg/target"
 	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
 
@@ -19,9 +21,9 @@ const maxWorkers = 1024
 
 // dumpFlags are the flags of verbs that write a dump.
 type dumpFlags struct {
-	format, compress              string
-	level, effort, workers, split int
-	flattened, sha256             bool
+	format, compress                  string
+	dumpLevel, effort, workers, split int
+	flattened, sha256                 bool
 }
 
 // register adds the flags; level is the default dump level.
@@ -29,39 +31,39 @@ func (d *dumpFlags) register(f *flag.FlagSet, level int) {
 	f.StringVar(&d.format, "format", "kdump", "`FORMAT` of the dump: kdump, or elf")
 	f.StringVar(&d.compress, "compress", "zstd", "how to compress the pages of a kdump dump: `METHOD` is zstd, zlib, snappy or none")
 	f.IntVar(&d.effort, "level", 0, "compression level `N`: 1, the fastest, to 22 (default 1)")
-	f.IntVar(&d.level, "dump-level", level, "what to leave out, as makedumpfile -d: the sum `N` of\n1 zeroes, 2 page cache, 4 page cache with private data, 8 memory of processes, 16 free pages")
-	f.IntVar(&d.level, "d", level, "the same as -dump-level")
+	f.IntVar(&d.dumpLevel, "dump-level", level, "what to leave out, as makedumpfile -d: the sum `N` of\n1 zeroes, 2 page cache, 4 page cache with private data, 8 memory of processes, 16 free pages")
+	f.IntVar(&d.dumpLevel, "d", level, "the same as -dump-level")
 	f.IntVar(&d.workers, "workers", 0, "how many pages `N` to compress at a time (default: one for each CPU)")
 	f.IntVar(&d.split, "split", 1, "write the kdump dump in `N` files, with .1, .2 and so on behind the name")
 	f.BoolVar(&d.flattened, "flattened", false, "write makedumpfile's flattened form")
 	f.BoolVar(&d.sha256, "sha256", false, "compute the checksum of each whole dump file, too: it is read again, by one CPU")
 }
 
-func (d *dumpFlags) options() (o agent.DumpOptions, err error) {
-	o = agent.DumpOptions{
-		Effort: d.effort, Level: d.level, Workers: d.workers, Split: d.split, Flattened: d.flattened, SHA256: d.sha256,
+func (d *dumpFlags) options() (o dumpwriter.Options, err error) {
+	o = dumpwriter.Options{
+		Effort: d.effort, DumpLevel: d.dumpLevel, Workers: d.workers, Split: d.split, Flattened: d.flattened, SHA256: d.sha256,
 	}
 	if o.Format, err = convert.ParseFormat(d.format); err != nil {
-		return agent.DumpOptions{}, &usageError{err.Error()}
+		return dumpwriter.Options{}, &usageError{err.Error()}
 	}
 	if o.Codec, err = kdump.ParseCodec(d.compress); err != nil {
-		return agent.DumpOptions{}, &usageError{err.Error()}
+		return dumpwriter.Options{}, &usageError{err.Error()}
 	}
 	wrong := ""
 	switch {
 	case d.workers < 0 || d.workers > maxWorkers:
 		wrong = fmt.Sprintf("%d workers, want 1 to %d, or 0, one for each CPU", d.workers, maxWorkers)
-	case d.effort < 0 || d.effort > kdump.MaxLevel:
-		wrong = fmt.Sprintf("compression level %d, want 1 to %d, or 0, the default", d.effort, kdump.MaxLevel)
-	case d.level < 0 || d.level > 31:
-		wrong = fmt.Sprintf("dump level %d, want 0, all pages, to 31, the kernel's own", d.level)
-	case d.split < 1 || d.split > agent.MaxSplit:
-		wrong = fmt.Sprintf("%d files, want 1 to %d", d.split, agent.MaxSplit)
+	case d.effort < 0 || d.effort > kdump.MaxEffort:
+		wrong = fmt.Sprintf("compression level %d, want 1 to %d, or 0, the default", d.effort, kdump.MaxEffort)
+	case d.dumpLevel < 0 || d.dumpLevel > 31:
+		wrong = fmt.Sprintf("dump level %d, want 0, all pages, to 31, the kernel's own", d.dumpLevel)
+	case d.split < 1 || d.split > dumpwriter.MaxSplit:
+		wrong = fmt.Sprintf("%d files, want 1 to %d", d.split, dumpwriter.MaxSplit)
 	case d.split > 1 && (o.Format != convert.KDump || d.flattened):
 		wrong = "only kdump files that are not flattened can be split"
 	}
 	if wrong != "" {
-		return agent.DumpOptions{}, &usageError{wrong}
+		return dumpwriter.Options{}, &usageError{wrong}
 	}
 	return o, nil
 }
@@ -79,7 +81,7 @@ func (e *usageError) Error() string { return e.text }
 //
 // A reader of the messages, or of the dump, that went away is an error of that
 // write, not a signal: it must not end a save, or end it without a word.
-func (c *call) context(target string) (ctx context.Context, stop func()) {
+func (c *call) context(where string) (ctx context.Context, stop func()) {
 	signal.Ignore(syscall.SIGPIPE)
 	var end []os.Signal
 	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
@@ -87,7 +89,7 @@ func (c *call) context(target string) (ctx context.Context, stop func()) {
 			end = append(end, s)
 		}
 	}
-	if target == agent.Stdout || len(end) == 0 {
+	if where == target.Stdout || len(end) == 0 {
 		return context.Background(), func() {}
 	}
 	ctx, stop = signal.NotifyContext(context.Background(), end...)
@@ -108,17 +110,19 @@ func saveDump(c *call) error {
 		o.Target = c.args[0]
 	}
 	var err error
-	if o.DumpOptions, err = c.dump.options(); err != nil {
+	if o.Options, err = c.dump.options(); err != nil {
 		return err
 	}
 	ctx, stop := c.context(o.Target)
 	defer stop()
-	m, err := c.system.Save(ctx, o)
+	m, saved, err := c.system.Save(ctx, o)
 	if err != nil {
 		return err
 	}
-	if o.Target == agent.Stdout {
+	if o.Target == target.Stdout {
 		c.stdout = c.stderr // the dump went there
+	}
+	if !saved {
 		return c.print(m, "written, but not known to be saved: "+m.Summary())
 	}
 	return c.print(m, "saved: "+m.Summary())
@@ -129,18 +133,18 @@ func convertDump(c *call) error {
 		return &usageError{"want the dump, all files of it, and the name of a new file"}
 	}
 	last := len(c.args) - 1
-	o := agent.ConvertOptions{In: c.args[:last], Out: c.args[last], Stdout: c.stdout}
+	o := dumpwriter.ConvertOptions{In: c.args[:last], Out: c.args[last], Stdout: c.stdout}
 	var err error
-	if o.DumpOptions, err = c.dump.options(); err != nil {
+	if o.Options, err = c.dump.options(); err != nil {
 		return err
 	}
 	ctx, stop := c.context(o.Out)
 	defer stop()
-	done, err := c.system.Convert(ctx, o)
+	done, err := c.writer().Convert(ctx, o)
 	if err != nil {
 		return err
 	}
-	if o.Out == agent.Stdout {
+	if o.Out == target.Stdout {
 		c.stdout = c.stderr
 	}
 	return c.print(done, "converted: "+done.Summary())

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 	"github.com/warmcore/warmcore/pkg/vmcore/vmcoretest"
@@ -59,7 +60,7 @@ func TestDiskFull(t *testing.T) {
 			t.Fatalf("save on %d KiB: exit code %d, state %v, %s", size, exit, b.state(), stderr.String())
 		}
 		for _, name := range b.files("dump") {
-			if name != agent.LogName {
+			if name != manifest.LogName {
 				t.Fatalf("save on %d KiB left %s", size, name)
 			}
 		}

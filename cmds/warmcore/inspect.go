@@ -1,29 +1,19 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
-	"time"
 
-	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/dumpwriter"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/vmcore"
-	"github.com/warmcore/warmcore/pkg/vmcore/checksum"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 	"github.com/warmcore/warmcore/pkg/vmcore/summary"
 )
 
-const (
-	manifestFile = "manifest.json" // beside the dump
-	maxManifest  = 1 << 30         // bytes: the checksums of maxBlocks blocks
-	maxBadShown  = 8               // damaged blocks shown to people
-)
+const maxBadShown = 8 // damaged blocks shown to people
 
 // inspectResult is what inspect --json prints. Each dump is a
 // summary.Summary; the files of a split dump are one.
@@ -38,23 +28,10 @@ type inspectedDump struct {
 }
 
 type inspectedFile struct {
-	Name   string        `json:"name"`
-	Bytes  int64         `json:"bytes"`
-	Verify *verification `json:"verify,omitempty"` // with --verify
+	Name   string                   `json:"name"`
+	Bytes  int64                    `json:"bytes"`
+	Verify *dumpwriter.Verification `json:"verify,omitempty"` // with --verify
 	file   *os.File
-}
-
-// verification is how a file compares with its manifest.
-type verification struct {
-	Blocks int     `json:"blocks"`
-	Block  int     `json:"block_bytes"`
-	Bad    []block `json:"bad"`             // in the order of the file
-	Error  string  `json:"error,omitempty"` // why it could not be verified to the end
-}
-
-type block struct {
-	Offset int64 `json:"offset"`
-	Bytes  int64 `json:"bytes"`
 }
 
 // reportedError is a failure whose particulars are in the result that was
@@ -81,14 +58,16 @@ func inspect(c *call) error {
 		files = append(files, f)
 	}
 	result := inspectResult{Schema: 1}
-	if err := result.open(files, c.system.FindVMCOREINFO); err != nil {
+	if err := result.open(files, c.writer().FindVMCOREINFO); err != nil {
 		return err
 	}
 	var failed error
 	if c.verify {
 		for _, d := range result.Dumps {
 			for i := range d.Files {
-				if err := d.Files[i].verify(c); err != nil {
+				f := &d.Files[i]
+				var err error
+				if f.Verify, err = c.writer().Verify(f.file, f.Name, f.Bytes); err != nil {
 					failed = errors.Join(failed, err)
 				}
 			}
@@ -104,7 +83,7 @@ func inspect(c *call) error {
 }
 
 func openDump(name string) (inspectedFile, error) {
-	f, st, err := agent.OpenDump(name)
+	f, st, err := dumpwriter.OpenFile(name)
 	if err != nil {
 		return inspectedFile{}, err
 	}
@@ -140,66 +119,6 @@ func (r *inspectResult) open(files []inspectedFile, complete func(vmcore.Dump)) 
 	return nil
 }
 
-// verify compares the file with the checksums in the manifest beside it. The
-// error says in one line what is wrong.
-func (f *inspectedFile) verify(c *call) error {
-	v := &verification{Block: checksum.BlockSize, Bad: []block{}}
-	f.Verify = v
-	fail := func(err error) error {
-		v.Error = err.Error()
-		return fmt.Errorf("verify %s: %w", f.Name, err)
-	}
-	sums, err := manifestSums(f.Name)
-	if err != nil {
-		return fail(err)
-	}
-	v.Blocks = len(sums.Blocks)
-	started := time.Now()
-	err = checksum.Verify(f.file, f.Bytes, *sums, func(b checksum.Bad) {
-		v.Bad = append(v.Bad, block{b.Offset, b.Size})
-	}, func(done int64) {
-		c.system.Progress(agent.Progress{What: "verify " + filepath.Base(f.Name), Done: uint64(done), Total: uint64(f.Bytes), Elapsed: time.Since(started)})
-	})
-	if err != nil {
-		return fail(err)
-	}
-	if n := len(v.Bad); n > 0 {
-		return fmt.Errorf("verify %s: %d of %d blocks are damaged, the first at offset %#x", f.Name, n, v.Blocks, v.Bad[0].Offset)
-	}
-	return nil
-}
-
-// manifestSums returns the checksums of the file name out of the manifest.json
-// beside it.
-func manifestSums(name string) (*checksum.Sums, error) {
-	path := filepath.Join(filepath.Dir(name), manifestFile)
-	m, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("there is no %s with its checksums beside it", manifestFile)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer m.Close()
-	text, err := io.ReadAll(io.LimitReader(m, maxManifest+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if len(text) > maxManifest {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, maxManifest)
-	}
-	var manifest agent.Manifest
-	if err := json.Unmarshal(text, &manifest); err != nil {
-		return nil, fmt.Errorf("decode %s: %w", path, err)
-	}
-	for _, f := range manifest.Files {
-		if f.Name == filepath.Base(name) && f.CRC32C != nil {
-			return f.CRC32C, nil
-		}
-	}
-	return nil, fmt.Errorf("%s has no checksums of %s", path, filepath.Base(name))
-}
-
 // lines prints the dumps for people, with an empty line between two.
 func (r inspectResult) lines() []string {
 	var lines []string
@@ -212,22 +131,24 @@ func (r inspectResult) lines() []string {
 		}
 		lines = append(lines, d.Summary.Lines()...)
 		for _, f := range d.Files {
-			lines = append(lines, f.Verify.lines(f.Name)...)
+			lines = append(lines, verified(f)...)
 		}
 	}
 	return lines
 }
 
-func (v *verification) lines(name string) []string {
+// verified says for people how a file compares with its manifest.
+func verified(f inspectedFile) []string {
+	v := f.Verify
 	switch {
 	case v == nil:
 		return nil
 	case v.Error != "":
-		return []string{summary.Line("verify", fmt.Sprintf("%s: %s", name, v.Error))}
+		return []string{summary.Line("verify", fmt.Sprintf("%s: %s", f.Name, v.Error))}
 	case len(v.Bad) == 0:
-		return []string{summary.Line("verified", fmt.Sprintf("%s: all %d blocks are as they were written", name, v.Blocks))}
+		return []string{summary.Line("verified", fmt.Sprintf("%s: all %d blocks are as they were written", f.Name, v.Blocks))}
 	}
-	lines := []string{summary.Line("DAMAGED", fmt.Sprintf("%s: %d of %d blocks", name, len(v.Bad), v.Blocks))}
+	lines := []string{summary.Line("DAMAGED", fmt.Sprintf("%s: %d of %d blocks", f.Name, len(v.Bad), v.Blocks))}
 	for i, b := range v.Bad {
 		if i == maxBadShown {
 			return append(lines, summary.Line("", fmt.Sprintf("and %d more", len(v.Bad)-i)))

@@ -9,7 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/dumpwriter"
+	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/vmcore/checksum"
 	"github.com/warmcore/warmcore/pkg/vmcore/vmcoretest"
 )
@@ -27,7 +28,7 @@ cpu 42
 func dumpFiles(t *testing.T, files map[string][]byte) {
 	t.Helper()
 	t.Chdir(t.TempDir())
-	m := agent.Manifest{Schema: agent.ManifestSchema}
+	m := manifest.Manifest{Schema: manifest.Schema}
 	for name, content := range files {
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			t.Fatal(err)
@@ -43,13 +44,13 @@ func dumpFiles(t *testing.T, files map[string][]byte) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.Files = append(m.Files, agent.File{Name: name, CRC32C: &sums})
+		m.Files = append(m.Files, manifest.File{Name: name, CRC32C: &sums})
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(manifestFile, b, 0o600); err != nil {
+	if err := os.WriteFile(manifest.FileName, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -152,14 +153,17 @@ func TestInspectDamaged(t *testing.T) {
 	var got struct {
 		Dumps []struct {
 			Files []struct {
-				Verify verification
+				Verify dumpwriter.Verification
 			}
 		}
 	}
 	if err := json.Unmarshal([]byte(stdout), &got); err != nil || exit != exitFailed || len(got.Dumps) != 2 {
 		t.Fatalf("exit %d, error %v, stdout %s", exit, err, stdout)
 	}
-	want := verification{Blocks: 3, Block: 1 << 20, Bad: []block{{1 << 20, 1 << 20}, {2 << 20, int64(len(file)) - 2<<20}}}
+	want := dumpwriter.Verification{Blocks: 3, Block: 1 << 20, Bad: []dumpwriter.Block{
+		{Offset: 1 << 20, Bytes: 1 << 20},
+		{Offset: 2 << 20, Bytes: int64(len(file)) - 2<<20},
+	}}
 	if diff := cmp.Diff(want, got.Dumps[0].Files[0].Verify); diff != "" {
 		t.Errorf("verification (-want +got):\n%s", diff)
 	}

@@ -12,12 +12,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/target"
 )
 
 // A kill at any number of bytes leaves what is no dump, under a name that says
-// so, and the next run does not mind it.
+// so, and the next run does not mind it. A kill between the renames of a split
+// dump leaves parts without the first one; those the next run doesn't touch, but
+// says what they are.
 func TestConvertKilled(t *testing.T) {
 	b := newBench(t)
 	if b == nil {
@@ -40,6 +43,14 @@ func TestConvertKilled(t *testing.T) {
 			if slices.Contains(b.files(""), "out"+f.suffix[0]) {
 				b.whole(f.files("out")...) // the kill was too late
 				b.run(exitRefused, "exists already", f.convert(b)...)
+				b.clear()
+				continue
+			}
+			if left := b.files(""); slices.ContainsFunc(left, func(name string) bool { return !strings.Contains(name, "-incomplete") }) {
+				b.run(exitRefused, "exists already, without "+b.path("out"+f.suffix[0]), f.convert(b)...)
+				if diff := cmp.Diff(left, b.files("")); diff != "" {
+					t.Errorf("%s: files that were left (-before +after the second run):\n%s", f.name, diff)
+				}
 				b.clear()
 				continue
 			}
@@ -76,7 +87,7 @@ func TestSaveKilled(t *testing.T) {
 		<-p.done
 		dirs := b.files("")
 		dir := dirs[len(dirs)-1]
-		if files := b.files(dir); slices.Contains(files, agent.DumpName) || !slices.Contains(files, agent.IncompleteName) {
+		if files := b.files(dir); slices.Contains(files, manifest.DumpName) || !slices.Contains(files, target.IncompleteName(manifest.DumpName, 0, 1)) {
 			t.Fatalf("killed at %d bytes: %v", size, files)
 		}
 		if got := b.state(); got != registration.Capturing {
@@ -88,13 +99,13 @@ func TestSaveKilled(t *testing.T) {
 	dirs := b.files("")
 	last := dirs[len(dirs)-1]
 	for _, dir := range dirs[:len(dirs)-1] {
-		if slices.Contains(b.files(dir), agent.IncompleteName) {
+		if slices.Contains(b.files(dir), target.IncompleteName(manifest.DumpName, 0, 1)) {
 			t.Errorf("%s still has what was incomplete", dir)
 		}
 	}
 	b.run(exitDone, "", "save", b.path(last))
-	b.whole(filepath.Join(last, agent.DumpName))
-	if diff := cmp.Diff([]string{agent.ManifestName, agent.DumpName}, b.files(last)); diff != "" {
+	b.whole(filepath.Join(last, manifest.DumpName))
+	if diff := cmp.Diff([]string{manifest.FileName, manifest.DumpName}, b.files(last)); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
 	if got := b.state(); got != registration.Saved {
@@ -134,7 +145,7 @@ func TestStopped(t *testing.T) {
 		t.Errorf("save --json printed %s", p.stdout.String())
 	}
 	for _, name := range b.files("dump") {
-		if name != agent.LogName {
+		if name != manifest.LogName {
 			t.Errorf("save left %s", name)
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/dumpwriter"
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
@@ -155,7 +157,7 @@ func (v verb) call(args []string, env environment) int {
 	if v.flags != nil {
 		v.flags(f, &c.options)
 	}
-	// Flags count behind an argument, too.
+	// Flags may follow an argument, too.
 	for rest := args; ; rest = rest[1:] {
 		err := f.Parse(rest)
 		if errors.Is(err, flag.ErrHelp) {
@@ -204,15 +206,15 @@ type failure struct {
 	Todo   string `json:"todo,omitempty"`
 }
 
-// finish reports err and returns the exit code. Wrong usage is for who wrote
-// the script, not for who reads the JSON.
+// finish reports err and returns the exit code. Wrong usage is not in the JSON: it
+// concerns whoever wrote the script, not whoever reads its output.
 func (c *call) finish(name string, err error) int {
 	if err == nil {
 		return exitDone
 	}
 	out := failure{Schema: 1, Verb: name, Exit: exitFailed, Error: err.Error()}
-	var refusal *agent.Refusal
-	var nothing *agent.Nothing
+	var refusal *outcome.Refusal
+	var nothing *outcome.Nothing
 	var usage *usageError
 	switch {
 	case errors.As(err, &usage):
@@ -271,6 +273,11 @@ func arm(c *call) error {
 	return c.print(done, fmt.Sprintf("armed: kernel %s, registers of %d CPUs, stub of %v", done.Release, done.CPUs, done.CrashArea))
 }
 
+// writer returns what writes and checks dumps on any machine.
+func (c *call) writer() dumpwriter.Writer {
+	return dumpwriter.Writer{Log: c.system.Log, Progress: c.system.Progress, Now: c.system.Now}
+}
+
 // state is the result of verbs that have no other.
 type state struct {
 	State string `json:"state"`
@@ -325,11 +332,11 @@ type dmesgResult struct {
 }
 
 func dmesg(c *call) error {
-	file := ""
+	read := c.system.Dmesg
 	if len(c.args) > 0 {
-		file = c.args[0]
+		read = func() ([]byte, int, error) { return c.writer().Dmesg(c.args[0]) }
 	}
-	text, lost, err := c.system.Dmesg(file)
+	text, lost, err := read()
 	if err != nil {
 		return err
 	}

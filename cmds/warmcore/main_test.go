@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
@@ -182,7 +183,7 @@ func TestVerbs(t *testing.T) {
 func TestProgress(t *testing.T) {
 	steps := func(l *progressLine) {
 		for s := range time.Duration(13) {
-			l.show(agent.Progress{What: "save", Done: uint64(s) * 100 * phys.MiB, Total: 1200 * phys.MiB, Elapsed: s * time.Second})
+			l.show(outcome.Progress{What: "save", Done: uint64(s) * 100 * phys.MiB, Total: 1200 * phys.MiB, Elapsed: s * time.Second})
 		}
 		l.end()
 	}
@@ -196,8 +197,8 @@ func TestProgress(t *testing.T) {
 	}
 	console.Reset()
 	phases := newProgressLine(&console, false)
-	phases.show(agent.Progress{What: "save (looking at pages)", Done: 1, Total: 2, Elapsed: time.Hour})
-	phases.show(agent.Progress{What: "save", Done: 100 * phys.MiB, Total: 200 * phys.MiB, Elapsed: 5 * time.Second})
+	phases.show(outcome.Progress{What: "save (looking at pages)", Done: 1, Total: 2, Elapsed: time.Hour})
+	phases.show(outcome.Progress{What: "save", Done: 100 * phys.MiB, Total: 200 * phys.MiB, Elapsed: 5 * time.Second})
 	if want := "save: 100 MiB of 200 MiB (50%), 20 MiB/s, 5s left\n"; !strings.HasSuffix(console.String(), want) {
 		t.Errorf("in the second phase: %q, want %q", console.String(), want)
 	}
@@ -208,7 +209,7 @@ func TestProgress(t *testing.T) {
 	}
 	var short bytes.Buffer
 	l := newProgressLine(&short, false)
-	l.show(agent.Progress{What: "lend", Done: 1, Total: 1, Elapsed: time.Second})
+	l.show(outcome.Progress{What: "lend", Done: 1, Total: 1, Elapsed: time.Second})
 	l.end()
 	if short.Len() > 0 {
 		t.Errorf("something short showed progress: %q", short.String())

@@ -6,7 +6,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
@@ -32,7 +32,7 @@ func newProgressLine(w io.Writer, terminal bool) *progressLine {
 	return &progressLine{w: w, terminal: terminal}
 }
 
-func (l *progressLine) show(p agent.Progress) {
+func (l *progressLine) show(p outcome.Progress) {
 	every := everyConsole
 	if l.terminal {
 		every = everyTerminal
@@ -60,7 +60,7 @@ func (l *progressLine) end() {
 	}
 }
 
-func progressText(p agent.Progress) string {
+func progressText(p outcome.Progress) string {
 	text := fmt.Sprintf("%s: %s of %s", p.What, phys.FormatSize(p.Done), phys.FormatSize(p.Total))
 	if p.Total > 0 {
 		text += fmt.Sprintf(" (%d%%)", uint64(float64(p.Done)/float64(p.Total)*100))

@@ -33,51 +33,30 @@ import (
 	"github.com/warmcore/warmcore/pkg/hotplug"
 	"github.com/warmcore/warmcore/pkg/kexec"
 	"github.com/warmcore/warmcore/pkg/oldmem"
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/physmem"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// Refusal says that a verb was not carried out, for a reason that someone can
-// do something about.
-type Refusal struct {
-	What string // the reason
-	Todo string // what to do about it
+func refuse(todo, format string, args ...any) error { return outcome.Refuse(todo, format, args...) }
 
-	blind bool // so that nobody can say whether the machine is armed
-}
+// blindRefusal is a refusal so that nobody can say whether the machine is armed.
+type blindRefusal struct{ *outcome.Refusal }
 
-func (r *Refusal) Error() string { return r.What + ": " + r.Todo }
-
-func refuse(todo, format string, args ...any) error {
-	return &Refusal{What: fmt.Sprintf(format, args...), Todo: todo}
-}
+func (b *blindRefusal) Unwrap() error { return b.Refusal }
 
 func blind(todo, format string, args ...any) error {
-	return &Refusal{What: fmt.Sprintf(format, args...), Todo: todo, blind: true}
-}
-
-// Nothing says that there is nothing to do.
-type Nothing struct {
-	What string
-}
-
-func (n *Nothing) Error() string { return n.What }
-
-// Progress is how far a long flow has come.
-type Progress struct {
-	What        string // such as "save"
-	Done, Total uint64 // bytes
-	Elapsed     time.Duration
+	return &blindRefusal{&outcome.Refusal{What: fmt.Sprintf(format, args...), Todo: todo}}
 }
 
 // System is the machine, and what stands for its parts in a test. The zero
 // value with Root "/" is the machine that the program runs on.
 type System struct {
-	Root     string         // where proc, sys, dev, run, lib and var are
-	Arch     string         // as GOARCH; "": the program's
-	Log      *slog.Logger   // nil discards
-	Progress func(Progress) // nil discards
+	Root     string                 // where proc, sys, dev, run, lib and var are
+	Arch     string                 // as GOARCH; "": the program's
+	Log      *slog.Logger           // nil discards
+	Progress func(outcome.Progress) // nil discards
 
 	Memory   handoff.Memory // nil: dev/mem below Root
 	Load     func(entry uint64, segments []phys.Segment) error
@@ -104,7 +83,7 @@ func (s *System) now() time.Time {
 	return s.Now()
 }
 
-func (s *System) progress(p Progress) {
+func (s *System) progress(p outcome.Progress) {
 	if s.Progress != nil {
 		s.Progress(p)
 	}
@@ -181,12 +160,12 @@ func (s *System) root() error {
 const todoLog = "`warmcore log` says what the payload decided"
 
 // errNoPayload is why the handoff area was not found.
-var errNoPayload = &Refusal{
+var errNoPayload = &outcome.Refusal{
 	What: "this kernel was not started by the warmcore payload: " + binding.ErrNone.Error(),
 	Todo: "install the payload into firmware and boot through it; if you did, it had no plan for this machine and said why on its console",
 }
 
-var errBusy = &Refusal{What: handoff.ErrLocked.Error(), Todo: "wait until it is done"}
+var errBusy = &outcome.Refusal{What: handoff.ErrLocked.Error(), Todo: "wait until it is done"}
 
 // session is an open handoff area.
 type session struct {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
@@ -175,7 +176,7 @@ func (s *System) Disarm() error {
 		return refuse("`warmcore save`, or `warmcore release --discard`", "disarming would lose the dump, which is not saved")
 	case registration.Disarmed:
 		if loaded, err := s.read("sys/kernel/kexec_crash_loaded"); err == nil && loaded == "0" {
-			return &Nothing{"disarmed already"}
+			return &outcome.Nothing{What: "disarmed already"}
 		}
 	default:
 		x.block.State = registration.Disarmed

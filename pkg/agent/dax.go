@@ -13,7 +13,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// daxSource is what of a dump's source dax devices show.
+// daxSource says how much of a dump's source dax devices show.
 type daxSource struct {
 	bytes    uint64
 	warnings []string // why others don't
@@ -103,7 +103,7 @@ func (x *session) loads(src *oldmem.Source) ([]load, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A kernel may add loads of its own, behind these.
+	// A kernel may add loads of its own after these.
 	if len(shown.Loads) < len(made.Loads) {
 		return nil, fmt.Errorf("/proc/vmcore has %d loads, the payload's header %d", len(shown.Loads), len(made.Loads))
 	}

@@ -11,9 +11,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/printk/printktest"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/target"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 )
 
@@ -33,7 +35,7 @@ func daxBoot(t *testing.T) *testMachine {
 	t.Helper()
 	m := captureBoot(t)
 	m.coreHeader(elfcore.Load{Virt: printktest.Base, Offset: daxNow, Size: 4 * phys.MiB})
-	shown := bytes.Clone(vmcore(t)[3*4096:][:daxShown])
+	shown := bytes.Clone(oldMemory(t)[3*4096:][:daxShown])
 	copy(shown[daxOwn:], bytes.Repeat([]byte{0xa5}, 4096))
 	m.show(shown, daxNow)
 	m.OpenDax = func(path, number string) (*os.File, error) {
@@ -77,13 +79,13 @@ func TestSaveByDax(t *testing.T) {
 	}{
 		{name: "v6.1"},
 		{name: "v6.12", byType: true},
-		{name: "to a pipe", target: Stdout},
+		{name: "to a pipe", target: target.Stdout},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := daxBoot(t)
 			m.kernel.ByType = tc.byType
 			var stdout bytes.Buffer
-			got, err := m.Save(t.Context(), SaveOptions{Dax: true, Target: tc.target, Stdout: &stdout})
+			got, _, err := m.Save(t.Context(), SaveOptions{Dax: true, Target: tc.target, Stdout: &stdout})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -94,17 +96,17 @@ func TestSaveByDax(t *testing.T) {
 				t.Errorf("warnings %q, want only that no page is left out", got.Warnings)
 			}
 			b := stdout.Bytes()
-			if tc.target != Stdout {
-				if b, err = os.ReadFile(filepath.Join(got.Directory, DumpName)); err != nil {
+			if tc.target != target.Stdout {
+				if b, err = os.ReadFile(filepath.Join(got.Directory, manifest.DumpName)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			want := vmcore(t)[3*4096:]
+			want := oldMemory(t)[3*4096:]
 			copy(want[daxOwn:], bytes.Repeat([]byte{0xa5}, 4096))
 			if !bytes.Equal(memoryOf(t, b), want) {
 				t.Error("the dump is not what device and file have together")
 			}
-			if tc.target == Stdout {
+			if tc.target == target.Stdout {
 				return
 			}
 			if _, err := m.Release(false); err != nil {
@@ -138,11 +140,11 @@ func TestSaveByDaxHoles(t *testing.T) {
 	if err := os.Truncate(m.path("dev/dax1.0"), int64(daxNow-daxFirst+bad)); err != nil {
 		t.Fatal(err)
 	}
-	got, err := m.Save(t.Context(), SaveOptions{Dax: true})
+	got, _, err := m.Save(t.Context(), SaveOptions{Dax: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]Extent{{fmt.Sprintf("%#x", bad), 3 * 4096}}, got.Unreadable); diff != "" {
+	if diff := cmp.Diff([]manifest.Extent{{Address: fmt.Sprintf("%#x", bad), Bytes: 3 * 4096}}, got.Unreadable); diff != "" {
 		t.Errorf("unreadable (-want +got):\n%s", diff)
 	}
 }
@@ -153,19 +155,19 @@ func TestSaveByShortDax(t *testing.T) {
 	end := uint64(14 * testBlock)
 	m.kernel.Soft[1].End = end
 	m.coreHeader(elfcore.Load{Virt: printktest.Base, Offset: end - 2*phys.MiB, Size: 4 * phys.MiB})
-	m.show(vmcore(t)[3*4096:], end-2*phys.MiB)
-	got, err := m.Save(t.Context(), SaveOptions{Dax: true})
+	m.show(oldMemory(t)[3*4096:], end-2*phys.MiB)
+	got, _, err := m.Save(t.Context(), SaveOptions{Dax: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got.DaxBytes != 2*phys.MiB {
 		t.Errorf("%#x bytes by dax, want 2 MiB", got.DaxBytes)
 	}
-	b, err := os.ReadFile(filepath.Join(got.Directory, DumpName))
+	b, err := os.ReadFile(filepath.Join(got.Directory, manifest.DumpName))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(memoryOf(t, b), vmcore(t)[3*4096:]) {
+	if !bytes.Equal(memoryOf(t, b), oldMemory(t)[3*4096:]) {
 		t.Error("the dump is not what device and file have together")
 	}
 }
@@ -230,7 +232,7 @@ func TestSaveByDaxRefusals(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			m := daxBoot(t)
 			tc.change(m)
-			got, err := m.Save(t.Context(), SaveOptions{Dax: true})
+			got, _, err := m.Save(t.Context(), SaveOptions{Dax: true})
 			if got != nil || err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Fatalf("Save = %v, %v; want an error with %q", got, err, tc.want)
 			}
@@ -248,7 +250,7 @@ func TestSaveByDaxRefusals(t *testing.T) {
 // The device is looked for only if that was asked for.
 func TestSaveLeavesDevices(t *testing.T) {
 	m := daxBoot(t)
-	got, err := m.Save(t.Context(), SaveOptions{})
+	got, _, err := m.Save(t.Context(), SaveOptions{})
 	if err != nil || got.DaxBytes != 0 || len(m.kernel.Loaded) > 0 {
 		t.Errorf("Save: %v, %d bytes by dax, loaded %v", err, got.DaxBytes, m.kernel.Loaded)
 	}

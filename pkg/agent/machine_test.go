@@ -13,6 +13,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/acpi/acpitest"
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/hotplug/hotplugtest"
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/printk/printktest"
 	"github.com/warmcore/warmcore/pkg/registration"
@@ -170,7 +171,7 @@ func captureBoot(t *testing.T) *testMachine {
 		}
 	}
 	m.file("proc/cmdline", plainCmdline+" elfcorehdr=1K@0x200c0000\n")
-	m.file("proc/vmcore", string(vmcore(t)))
+	m.file("proc/vmcore", string(oldMemory(t)))
 	save := m.memory.onSave
 	m.memory.onSave = nil
 	m.setBlock(registration.Capturing, func(b *registration.Block) {
@@ -248,9 +249,9 @@ func kcore(t *testing.T) []byte {
 	return b
 }
 
-// vmcore is a small dump: VMCOREINFO, registers of two CPUs, a page of memory
+// oldMemory is a small dump: VMCOREINFO, registers of two CPUs, a page of memory
 // with a log in it, zeroes, and a page of data.
-func vmcore(t *testing.T) []byte {
+func oldMemory(t *testing.T) []byte {
 	t.Helper()
 	k := printktest.New()
 	k.Print(0, "Linux version", printktest.Finalized)
@@ -286,7 +287,7 @@ func vmcore(t *testing.T) []byte {
 // wantRefusal fails unless err is a Refusal that says want.
 func wantRefusal(t *testing.T, err error, want string) {
 	t.Helper()
-	var r *Refusal
+	var r *outcome.Refusal
 	if !errors.As(err, &r) {
 		t.Errorf("error = %v, want a refusal", err)
 		return
@@ -298,7 +299,7 @@ func wantRefusal(t *testing.T, err error, want string) {
 
 func wantNothing(t *testing.T, err error) {
 	t.Helper()
-	var n *Nothing
+	var n *outcome.Nothing
 	if !errors.As(err, &n) {
 		t.Errorf("error = %v, want that there is nothing to do", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/hotplug"
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
@@ -110,7 +111,7 @@ func (x *session) addMemory(want phys.Set) error {
 
 // partly says whether addMemory left something to go on with.
 func partly(err error) bool {
-	var r *Refusal
+	var r *outcome.Refusal
 	return !errors.As(err, &r)
 }
 
@@ -127,7 +128,7 @@ func (s *System) Release(discard bool) (Moved, error) {
 		return Moved{}, err
 	}
 	if !x.captureBoot() {
-		return Moved{}, &Nothing{"no memory is kept: this is a plain boot"}
+		return Moved{}, &outcome.Nothing{What: "no memory is kept: this is a plain boot"}
 	}
 	before := x.memTotal()
 	switch state := x.block.State; {
@@ -139,7 +140,7 @@ func (s *System) Release(discard bool) (Moved, error) {
 			return Moved{}, err
 		}
 		if len(p.preserved) > 0 && allOnline(p.preserved) {
-			return Moved{}, &Nothing{"all preserved memory has been given back"}
+			return Moved{}, &outcome.Nothing{What: "all preserved memory has been given back"}
 		}
 	}
 	if x.block.State == registration.Capturing || x.block.State == registration.Saved {
@@ -208,7 +209,7 @@ func (x *session) online(what string, p parts) (m Moved) {
 				m.Bytes += b.Range.Size()
 			}
 			done += b.Range.Size()
-			x.progress(Progress{What: what, Done: done, Total: total, Elapsed: x.now().Sub(start)})
+			x.progress(outcome.Progress{What: what, Done: done, Total: total, Elapsed: x.now().Sub(start)})
 		}
 	}
 	switchOn(p.preserved, false)
@@ -237,7 +238,7 @@ func (s *System) Lend() (Moved, error) {
 	before := x.memTotal()
 	lendable := x.plan(registration.RoleWindow, registration.RoleDestination)
 	if len(lendable) == 0 {
-		return Moved{}, &Nothing{"there is nothing to lend: the payload planned no destination"}
+		return Moved{}, &outcome.Nothing{What: "there is nothing to lend: the payload planned no destination"}
 	}
 	added := x.addMemory(lendable)
 	if !partly(added) {
@@ -249,7 +250,7 @@ func (s *System) Lend() (Moved, error) {
 	}
 	p.preserved = nil
 	if added == nil && len(p.lendable) > 0 && allMovable(p.lendable) {
-		return Moved{}, &Nothing{"window and destination are lent already"}
+		return Moved{}, &outcome.Nothing{What: "window and destination are lent already"}
 	}
 	m := x.online("lend", p)
 	m.MemTotalKiB = [2]uint64{before, x.memTotal()}
@@ -294,7 +295,7 @@ func (s *System) Reclaim() (Moved, error) {
 		}
 	}
 	if len(lent) == 0 {
-		return Moved{}, &Nothing{"nothing is lent"}
+		return Moved{}, &outcome.Nothing{What: "nothing is lent"}
 	}
 	for _, b := range lent {
 		if err := h.Offline(b); err != nil {
@@ -304,7 +305,7 @@ func (s *System) Reclaim() (Moved, error) {
 			m.Bytes += b.Range.Size()
 		}
 		done += b.Range.Size()
-		x.progress(Progress{What: "reclaim", Done: done, Total: total, Elapsed: x.now().Sub(start)})
+		x.progress(outcome.Progress{What: "reclaim", Done: done, Total: total, Elapsed: x.now().Sub(start)})
 	}
 	m.MemTotalKiB[1] = x.memTotal()
 	return m, m.unmoved("reclaim", "still in use", len(lent))

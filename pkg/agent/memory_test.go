@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
@@ -54,8 +55,8 @@ func TestRelease(t *testing.T) {
 			m := captureBoot(t)
 			m.kernel.ByType, m.kernel.AutoOnline = tc.byType, tc.autoOnline
 			m.setBlock(registration.Saved, nil)
-			var last Progress
-			m.Progress = func(p Progress) { last = p }
+			var last outcome.Progress
+			m.Progress = func(p outcome.Progress) { last = p }
 			got, err := m.Release(false)
 			if err != nil {
 				t.Fatal(err)

@@ -18,13 +18,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/warmcore/warmcore/pkg/convert"
+	"github.com/warmcore/warmcore/pkg/dumpwriter"
+	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/oldmem/oldmemtest"
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/registration"
-	corefile "github.com/warmcore/warmcore/pkg/vmcore"
+	"github.com/warmcore/warmcore/pkg/target"
+	"github.com/warmcore/warmcore/pkg/vmcore"
 	"github.com/warmcore/warmcore/pkg/vmcore/checksum"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
+
+// incomplete is what a dump is called until it is whole.
+var incomplete = target.IncompleteName(manifest.DumpName, 0, 1)
 
 const testLog = "[    0.000000] Linux version\n[    1.500000] Kernel panic - not syncing\n"
 
@@ -34,7 +41,7 @@ func sum(b []byte) string {
 }
 
 // samePages fails unless the dump in the files has the pages of vmcore.
-func samePages(t *testing.T, files ...string) *corefile.Info {
+func samePages(t *testing.T, files ...string) *vmcore.Info {
 	t.Helper()
 	var parts []dumpfile.File
 	for _, name := range files {
@@ -48,7 +55,7 @@ func samePages(t *testing.T, files ...string) *corefile.Info {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := vmcore(t)
+	b := oldMemory(t)
 	want, err := dumpfile.Open(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +84,7 @@ func TestSave(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := m.Save(t.Context(), SaveOptions{DumpOptions: DumpOptions{Codec: zstd, Level: 31, SHA256: true}})
+	got, _, err := m.Save(t.Context(), SaveOptions{Options: dumpwriter.Options{Codec: zstd, DumpLevel: 31, SHA256: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,30 +107,30 @@ func TestSave(t *testing.T) {
 	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("directory: mode %v, %v; want 0700", st.Mode(), err)
 	}
-	if len(files) != 3 || files[LogName] != testLog {
-		t.Errorf("%d files, log %q", len(files), files[LogName])
+	if len(files) != 3 || files[manifest.LogName] != testLog {
+		t.Errorf("%d files, log %q", len(files), files[manifest.LogName])
 	}
 	// This kernel says nothing about its pages, so that all are kept.
 	if len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "no page is left out") {
 		t.Errorf("warnings %q, want that no page is left out", got.Warnings)
 	}
-	size := uint64(len(files[DumpName]))
+	size := uint64(len(files[manifest.DumpName]))
 	crashed, captured := time.Unix(1795348799, 0).UTC(), time.Unix(1795348800, 0).UTC()
-	cpu := CPU{PC: "0x0", SP: "0x0"}
-	wantManifest := &Manifest{
+	cpu := manifest.CPU{PC: "0x0", SP: "0x0"}
+	wantManifest := &manifest.Manifest{
 		Schema: 1, Directory: dir, Started: got.Started, Finished: got.Finished, Seconds: got.Seconds,
 		Reason: "panic", Crashed: &crashed, Capture: &captured, Release: "6.12.0-test",
 		Nonce: "01000000000000000000000000000000", Payload: "1.0",
-		CPUs: []CPU{cpu, cpu}, CPUsSeen: 2, CPUsFlushed: 2,
-		Dump: DumpInfo{
+		CPUs: []manifest.CPU{cpu, cpu}, CPUsSeen: 2, CPUsFlushed: 2,
+		Dump: manifest.Dump{
 			Format: "kdump", Compression: "zstd", PageSize: 4096, Pages: 1024, Kept: 1024,
 			Zero: got.Dump.Zero, Memory: 4 << 20, Data: got.Dump.Data,
 		},
-		Files: []File{
-			{Name: LogName, Bytes: uint64(len(testLog)), Written: uint64(len(testLog)), SHA256: sum([]byte(testLog))},
-			{Name: DumpName, Bytes: size, Written: size, SHA256: sum([]byte(files[DumpName])), CRC32C: got.Files[1].CRC32C},
+		Files: []manifest.File{
+			{Name: manifest.LogName, Bytes: uint64(len(testLog)), Written: uint64(len(testLog)), SHA256: sum([]byte(testLog))},
+			{Name: manifest.DumpName, Bytes: size, Written: size, SHA256: sum([]byte(files[manifest.DumpName])), CRC32C: got.Files[1].CRC32C},
 		},
-		Unreadable: []Extent{}, Warnings: got.Warnings,
+		Unreadable: []manifest.Extent{}, Warnings: got.Warnings,
 	}
 	if diff := cmp.Diff(wantManifest, got); diff != "" {
 		t.Errorf("manifest (-want +got):\n%s", diff)
@@ -131,14 +138,14 @@ func TestSave(t *testing.T) {
 	if z := got.Dump.Zero; z < 1000 || z > 1023 {
 		t.Errorf("%d pages of zeroes, want most of 1024", z)
 	}
-	if err := checksum.Verify(strings.NewReader(files[DumpName]), int64(size), *got.Files[1].CRC32C, func(b checksum.Bad) { t.Error(b) }, nil); err != nil {
+	if err := checksum.Verify(strings.NewReader(files[manifest.DumpName]), int64(size), *got.Files[1].CRC32C, func(b checksum.Bad) { t.Error(b) }, nil); err != nil {
 		t.Error(err)
 	}
-	if info := samePages(t, filepath.Join(dir, DumpName)); info.CPUs != 2 || info.Uname.Release != "6.12.0-test" || info.Level != 0 {
+	if info := samePages(t, filepath.Join(dir, manifest.DumpName)); info.CPUs != 2 || info.Uname.Release != "6.12.0-test" || info.Level != 0 {
 		t.Errorf("the dump has %d CPUs, release %q, level %d", info.CPUs, info.Uname.Release, info.Level)
 	}
-	var fromFile Manifest
-	if err := json.Unmarshal([]byte(files[ManifestName]), &fromFile); err != nil {
+	var fromFile manifest.Manifest
+	if err := json.Unmarshal([]byte(files[manifest.FileName]), &fromFile); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(got, &fromFile); diff != "" {
@@ -148,38 +155,38 @@ func TestSave(t *testing.T) {
 		t.Errorf("steps (-want +got):\n%s", diff)
 	}
 
-	_, err = m.Save(t.Context(), SaveOptions{})
+	_, _, err = m.Save(t.Context(), SaveOptions{})
 	wantNothing(t, err)
 	elsewhere := filepath.Join(m.Root, "elsewhere")
-	if _, err := m.Save(t.Context(), SaveOptions{Target: elsewhere}); err != nil {
+	if _, _, err := m.Save(t.Context(), SaveOptions{Target: elsewhere}); err != nil {
 		t.Errorf("save again, elsewhere: %v", err)
 	}
-	_, err = m.Save(t.Context(), SaveOptions{Target: elsewhere})
+	_, _, err = m.Save(t.Context(), SaveOptions{Target: elsewhere})
 	wantRefusal(t, err, "has a dump already")
 	if _, err := m.Release(false); err != nil {
 		t.Fatal(err)
 	}
-	_, err = m.Save(t.Context(), SaveOptions{Target: filepath.Join(m.Root, "third")})
+	_, _, err = m.Save(t.Context(), SaveOptions{Target: filepath.Join(m.Root, "third")})
 	wantNothing(t, err)
 }
 
 func TestSaveForms(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
-		o      DumpOptions
+		o      dumpwriter.Options
 		files  []string
 		format string
 	}{
-		{"ELF", DumpOptions{Format: convert.ELF}, []string{"vmcore"}, "elf"},
-		{"ELF, flattened", DumpOptions{Format: convert.ELF, Flattened: true}, []string{"vmcore"}, "elf flattened"},
-		{"kdump", DumpOptions{}, []string{"vmcore"}, "kdump"},
-		{"kdump, flattened", DumpOptions{Flattened: true}, []string{"vmcore"}, "kdump flattened"},
-		{"kdump, split", DumpOptions{Split: 3}, []string{"vmcore.1", "vmcore.2", "vmcore.3"}, "kdump"},
+		{"ELF", dumpwriter.Options{Format: convert.ELF}, []string{"vmcore"}, "elf"},
+		{"ELF, flattened", dumpwriter.Options{Format: convert.ELF, Flattened: true}, []string{"vmcore"}, "elf flattened"},
+		{"kdump", dumpwriter.Options{}, []string{"vmcore"}, "kdump"},
+		{"kdump, flattened", dumpwriter.Options{Flattened: true}, []string{"vmcore"}, "kdump flattened"},
+		{"kdump, split", dumpwriter.Options{Split: 3}, []string{"vmcore.1", "vmcore.2", "vmcore.3"}, "kdump"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := captureBoot(t)
 			dir := filepath.Join(m.Root, "dump")
-			got, err := m.Save(t.Context(), SaveOptions{Target: dir, DumpOptions: tc.o})
+			got, _, err := m.Save(t.Context(), SaveOptions{Target: dir, Options: tc.o})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -199,13 +206,13 @@ func TestSaveForms(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			_, err = m.Save(t.Context(), SaveOptions{Target: dir, DumpOptions: tc.o})
+			_, _, err = m.Save(t.Context(), SaveOptions{Target: dir, Options: tc.o})
 			wantRefusal(t, err, "already")
 		})
 	}
 	m := captureBoot(t)
 	var pipe bytes.Buffer
-	if _, err := m.Save(t.Context(), SaveOptions{Target: Stdout, Stdout: &pipe}); err != nil {
+	if _, _, err := m.Save(t.Context(), SaveOptions{Target: target.Stdout, Stdout: &pipe}); err != nil {
 		t.Fatal(err)
 	}
 	name := filepath.Join(m.Root, "from-pipe")
@@ -223,91 +230,46 @@ func TestSaveForms(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	left := filepath.Join(dir, IncompleteName)
+	left := filepath.Join(dir, incomplete)
 	if err := os.WriteFile(left, bytes.Repeat([]byte("what an earlier try left"), 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err != nil {
+	if _, _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err != nil {
 		t.Fatal(err)
 	}
-	samePages(t, filepath.Join(dir, DumpName))
+	samePages(t, filepath.Join(dir, manifest.DumpName))
 	if _, err := os.Lstat(left); err == nil {
 		t.Errorf("%s is still there", left)
 	}
-	for _, o := range []DumpOptions{{Split: 2, Format: convert.ELF}, {Split: 1000}, {Level: 32}} {
-		_, err := m.Save(t.Context(), SaveOptions{Target: filepath.Join(m.Root, "bad"), DumpOptions: o})
-		var r *Refusal
+	for _, o := range []dumpwriter.Options{{Split: 2, Format: convert.ELF}, {Split: 1000}, {DumpLevel: 32}} {
+		_, _, err := m.Save(t.Context(), SaveOptions{Target: filepath.Join(m.Root, "bad"), Options: o})
+		var r *outcome.Refusal
 		if !errors.As(err, &r) {
 			t.Errorf("Save with %+v: %v, want a refusal", o, err)
 		}
 	}
 }
 
-func TestConvert(t *testing.T) {
-	root := t.TempDir()
-	s := System{Root: root}
-	path := func(name string) string { return filepath.Join(root, name) }
-	if err := os.WriteFile(path("vmcore"), vmcore(t), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	zlib, err := kdump.ParseCodec("zlib")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Each step converts what the one before made.
-	for _, tc := range []struct {
-		in  []string
-		out string
-		o   DumpOptions
-	}{
-		{[]string{"vmcore"}, "kdump", DumpOptions{Codec: zlib}},
-		{[]string{"kdump"}, "elf", DumpOptions{Format: convert.ELF}},
-		{[]string{"elf"}, "flat", DumpOptions{Flattened: true}},
-		{[]string{"flat"}, "split", DumpOptions{Split: 2}},
-		{[]string{"split.2", "split.1"}, "last", DumpOptions{Format: convert.ELF}},
-	} {
-		var in []string
-		for _, name := range tc.in {
-			in = append(in, path(name))
-		}
-		c, err := s.Convert(t.Context(), ConvertOptions{In: in, Out: path(tc.out), DumpOptions: tc.o})
-		if err != nil {
-			t.Fatalf("%v to %s: %v", tc.in, tc.out, err)
-		}
-		if c.Dump.Kept != 1024 || c.Summary() == "" {
-			t.Errorf("%v to %s: %+v", tc.in, tc.out, c)
-		}
-		if tc.o.Split == 0 {
-			samePages(t, path(tc.out))
-		}
-		_, err = s.Convert(t.Context(), ConvertOptions{In: in, Out: path(tc.out), DumpOptions: tc.o})
-		wantRefusal(t, err, "exists already")
-	}
-	if _, err := s.Convert(t.Context(), ConvertOptions{In: []string{path("missing")}, Out: path("x")}); err == nil {
-		t.Error("Convert of a missing file: no error")
-	}
-}
-
 func TestSaveNothing(t *testing.T) {
 	m := plainBoot(t)
-	_, err := m.Save(t.Context(), SaveOptions{})
+	_, _, err := m.Save(t.Context(), SaveOptions{})
 	wantNothing(t, err)
 	m = captureBoot(t)
 	m.file("proc/vmcore", "") // as Release hides it
 	m.setBlock(registration.Releasing, nil)
-	_, err = m.Save(t.Context(), SaveOptions{})
+	_, _, err = m.Save(t.Context(), SaveOptions{})
 	wantNothing(t, err)
 	m = captureBoot(t)
 	m.remove("proc/vmcore") // the kernel didn't take the ELF core header
-	_, err = m.Save(t.Context(), SaveOptions{})
+	_, _, err = m.Save(t.Context(), SaveOptions{})
 	wantRefusal(t, err, "this kernel offers no /proc/vmcore")
 	m = captureBoot(t)
 	m.setBlock(registration.Releasing, nil)
-	_, err = m.Save(t.Context(), SaveOptions{})
+	_, _, err = m.Save(t.Context(), SaveOptions{})
 	wantNothing(t, err)
 	m = captureBoot(t)
 	m.EUID = func() int { return 1 }
-	_, err = m.Save(t.Context(), SaveOptions{})
+	_, _, err = m.Save(t.Context(), SaveOptions{})
 	wantRefusal(t, err, "needs root")
 }
 
@@ -324,7 +286,7 @@ func TestSaveWithoutHandoff(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			m := captureBoot(t)
 			tc.change(m)
-			got, err := m.Save(t.Context(), SaveOptions{})
+			got, _, err := m.Save(t.Context(), SaveOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -350,14 +312,14 @@ func TestSaveDiskFull(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Unmount(disk, 0) })
 	dir := filepath.Join(disk, "dump")
-	_, err := m.Save(t.Context(), SaveOptions{Target: dir})
+	_, _, err := m.Save(t.Context(), SaveOptions{Target: dir})
 	if err == nil || !strings.Contains(err.Error(), "more are needed") || !strings.Contains(err.Error(), "still offered") {
 		t.Errorf("Save error = %v, want how much is missing", err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, LogName)); err != nil {
+	if _, err := os.Stat(filepath.Join(dir, manifest.LogName)); err != nil {
 		t.Errorf("the log was not kept: %v", err)
 	}
-	for _, name := range []string{DumpName, IncompleteName} {
+	for _, name := range []string{manifest.DumpName, incomplete} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
 			t.Errorf("%s is left on a full disk", name)
 		}
@@ -369,7 +331,7 @@ func TestSaveDiskFull(t *testing.T) {
 	if err := unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=8m"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err != nil {
+	if _, _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err != nil {
 		t.Errorf("Save with room: %v", err)
 	}
 }
@@ -389,7 +351,7 @@ func TestSaveDiskFullAnywhere(t *testing.T) {
 		}
 		t.Cleanup(func() { unix.Unmount(disk, 0) })
 		dir := filepath.Join(disk, "dump")
-		if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err == nil {
+		if _, _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err == nil {
 			break
 		}
 		failed++
@@ -398,14 +360,14 @@ func TestSaveDiskFullAnywhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, f := range left {
-			if f.Name() != LogName {
+			if f.Name() != manifest.LogName {
 				t.Errorf("%d KiB: %s is left", size, f.Name())
 			}
 		}
 		if err := unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=8m"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err != nil {
+		if _, _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err != nil {
 			t.Errorf("%d KiB, and then room: %v", size, err)
 		}
 	}
@@ -421,13 +383,13 @@ func TestSaveAnew(t *testing.T) {
 	const left, other = "var/crash/db_1-2026-11-20-00-00-00/", "var/crash/db_1-by-hand/"
 	stays := []string{
 		"var/crash/db_1-2026-11-22-12-00-01/vmcore", // the clock has been there before
-		left + LogName, other + IncompleteName, "var/crash/db_2-2026-11-20-00-00-00/" + IncompleteName,
+		left + manifest.LogName, other + incomplete, "var/crash/db_2-2026-11-20-00-00-00/" + incomplete,
 	}
-	goes := []string{left + IncompleteName, left + IncompleteName + ".1"}
+	goes := []string{left + incomplete, left + incomplete + ".1"}
 	for _, name := range append(goes, stays...) {
 		m.file(name, "earlier")
 	}
-	got, err := m.Save(t.Context(), SaveOptions{})
+	got, _, err := m.Save(t.Context(), SaveOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -453,10 +415,10 @@ func TestSaveIntoLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	victim := filepath.Join(m.Root, "victim")
-	if err := os.Symlink(victim, filepath.Join(dir, IncompleteName)); err != nil {
+	if err := os.Symlink(victim, filepath.Join(dir, incomplete)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err == nil {
+	if _, _, err := m.Save(t.Context(), SaveOptions{Target: dir}); err == nil {
 		t.Error("Save followed a symbolic link")
 	}
 	if _, err := os.Stat(victim); err == nil {
@@ -466,17 +428,17 @@ func TestSaveIntoLink(t *testing.T) {
 
 func TestSaveBrokenDump(t *testing.T) {
 	m := captureBoot(t)
-	b := vmcore(t)
+	b := oldMemory(t)
 	b[0] = 'X'
 	m.file("proc/vmcore", string(b))
-	if _, err := m.Save(t.Context(), SaveOptions{}); err == nil || !strings.Contains(err.Error(), "read the dump's headers") {
+	if _, _, err := m.Save(t.Context(), SaveOptions{}); err == nil || !strings.Contains(err.Error(), "read the dump's headers") {
 		t.Errorf("Save of a broken dump: %v", err)
 	}
 	// Without a log, the dump is saved all the same.
 	m = captureBoot(t)
-	b = bytes.Replace(vmcore(t), []byte("SYMBOL(prb)"), []byte("SYMBOL(prx)"), 1)
+	b = bytes.Replace(oldMemory(t), []byte("SYMBOL(prb)"), []byte("SYMBOL(prx)"), 1)
 	m.file("proc/vmcore", string(b))
-	got, err := m.Save(t.Context(), SaveOptions{})
+	got, _, err := m.Save(t.Context(), SaveOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -490,19 +452,19 @@ func TestSaveBrokenDump(t *testing.T) {
 		files int
 		want  string
 	}{
-		{"registers", 100, 2, "registers in the notes at offset 0x1000: "},
+		{"registers", 100, 2, "registers in the notes: "},
 		{"notes", 1 << 30, 1, "notes at offset 0x1000: "},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := captureBoot(t)
-			b := vmcore(t)
+			b := oldMemory(t)
 			const second = 4096 + 20 + 336 // header with name, registers
 			binary.LittleEndian.PutUint32(b[second+4:], tc.size)
 			if tc.size < 336 { // the next one begins there
 				copy(b[second+20+int(tc.size):], b[second+20+336:3*4096])
 			}
 			m.file("proc/vmcore", string(b))
-			got, err := m.Save(t.Context(), SaveOptions{})
+			got, _, err := m.Save(t.Context(), SaveOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -515,16 +477,14 @@ func TestSaveBrokenDump(t *testing.T) {
 
 func TestDmesg(t *testing.T) {
 	m := captureBoot(t)
-	for _, path := range []string{"", m.path(vmcoreFile)} {
-		text, lost, err := m.Dmesg(path)
-		if string(text) != testLog || lost != 0 || err != nil {
-			t.Errorf("Dmesg(%q) = %q, %d lost, %v", path, text, lost, err)
-		}
+	text, lost, err := m.Dmesg()
+	if string(text) != testLog || lost != 0 || err != nil {
+		t.Errorf("Dmesg = %q, %d lost, %v", text, lost, err)
 	}
 	m = plainBoot(t)
-	_, _, err := m.Dmesg("")
+	_, _, err = m.Dmesg()
 	wantNothing(t, err)
 	m.EUID = func() int { return 1 }
-	_, _, err = m.Dmesg("")
+	_, _, err = m.Dmesg()
 	wantRefusal(t, err, "needs root")
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/hotplug"
+	"github.com/warmcore/warmcore/pkg/manifest"
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
@@ -81,9 +83,10 @@ func (s *System) Status() (Status, error) {
 		st.Boot, st.Mode = "capture", "vmcore"
 	}
 	x, err := s.open(false)
-	var refusal *Refusal
+	var refusal *outcome.Refusal
+	var blind *blindRefusal
 	switch {
-	case errors.As(err, &refusal) && !refusal.blind:
+	case errors.As(err, &refusal) && !errors.As(err, &blind):
 		st.Why = refusal.What
 		return st, nil
 	case err != nil:
@@ -106,7 +109,7 @@ func (s *System) Status() (Status, error) {
 	x.measure(&st.Memory)
 	if c := b.Capture; c.Reason != registration.ReasonNone {
 		st.Last = &StatusCapture{
-			Time: unixTime(c.Time), Reason: c.Reason.String(),
+			Time: manifest.Time(c.Time), Reason: c.Reason.String(),
 			CopyBytes: c.CopyBytes, CopySecs: float64(c.CopyNanos) / 1e9,
 			CPUs: c.CPUsWithRegisters, Flushed: c.CPUsFlushed, Seen: c.CPUsSeen,
 		}
@@ -204,7 +207,7 @@ func (s *System) Logs() ([]PayloadLog, error) {
 	defer x.close()
 	current, previous, err := registration.DecodeLogs(x.bytes)
 	if errors.Is(err, registration.ErrEmpty) {
-		return nil, &Nothing{"the payload has logged nothing"}
+		return nil, &outcome.Nothing{What: "the payload has logged nothing"}
 	}
 	if err != nil {
 		return nil, err

@@ -78,10 +78,10 @@ func ParseFormat(name string) (Format, error) {
 // Options of Convert.
 type Options struct {
 	Format Format
-	// Codec and Level are of kdump files: how pages are compressed, see
+	// Codec and Effort are of kdump files: how pages are compressed, see
 	// kdump.NewEncoder.
-	Codec kdump.Codec
-	Level int
+	Codec  kdump.Codec
+	Effort int
 	// DumpLevel is what a kdump file says about itself. Pages of zeroes are in
 	// the file whatever it is: they cost a page descriptor, or a hole.
 	DumpLevel int

@@ -138,7 +138,7 @@ func forms(t testing.TB) []form {
 	t.Helper()
 	return []form{
 		{"zstd", convert.Options{Codec: codec(t, "zstd"), DumpLevel: 31}, 1, false},
-		{"zstd 3", convert.Options{Codec: codec(t, "zstd"), Level: 3, Workers: 1}, 1, false},
+		{"zstd 3", convert.Options{Codec: codec(t, "zstd"), Effort: 3, Workers: 1}, 1, false},
 		{"zlib", convert.Options{Codec: codec(t, "zlib"), Workers: 3}, 1, false},
 		{"snappy", convert.Options{Codec: codec(t, "snappy"), Workers: 9}, 1, false},
 		{"none", convert.Options{Codec: codec(t, "none")}, 1, false},
@@ -523,12 +523,12 @@ func TestConvertRefuses(t *testing.T) {
 		dst []io.WriterAt
 		o   convert.Options
 	}{
-		"no file":        {nil, convert.Options{}},
-		"split ELF":      {[]io.WriterAt{&file{}, &file{}}, convert.Options{Format: convert.ELF}},
-		"unknown codec":  {[]io.WriterAt{&file{}}, convert.Options{Codec: 0x100}},
-		"LZO":            {[]io.WriterAt{&file{}}, convert.Options{Codec: kdump.Codec(kdump.FlagLZO)}},
-		"level too high": {[]io.WriterAt{&file{}}, convert.Options{Codec: codec(t, "zstd"), Level: 99}},
-		"level too low":  {[]io.WriterAt{&file{}}, convert.Options{Codec: codec(t, "zstd"), Level: -1}},
+		"no file":         {nil, convert.Options{}},
+		"split ELF":       {[]io.WriterAt{&file{}, &file{}}, convert.Options{Format: convert.ELF}},
+		"unknown codec":   {[]io.WriterAt{&file{}}, convert.Options{Codec: 0x100}},
+		"LZO":             {[]io.WriterAt{&file{}}, convert.Options{Codec: kdump.Codec(kdump.FlagLZO)}},
+		"effort too high": {[]io.WriterAt{&file{}}, convert.Options{Codec: codec(t, "zstd"), Effort: 99}},
+		"effort too low":  {[]io.WriterAt{&file{}}, convert.Options{Codec: codec(t, "zstd"), Effort: -1}},
 	} {
 		if _, err := convert.Convert(t.Context(), src, nil, tc.dst, tc.o); err == nil {
 			t.Errorf("%s: no error", name)

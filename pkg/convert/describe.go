@@ -49,7 +49,7 @@ func (j *job) complete() (info vmcore.Info, physBase uint64) {
 	if info.VMCOREINFO == nil {
 		return info, 0
 	}
-	v, err := vmcoreinfo.Parse(info.VMCOREINFO)
+	v, err := info.Kernel()
 	if err != nil {
 		j.result.Warnings = append(j.result.Warnings, err.Error())
 		return info, 0

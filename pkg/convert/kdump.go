@@ -46,7 +46,7 @@ func (o *kdumpOutput) end(pfn uint64) uint64 {
 }
 
 func (o *kdumpOutput) encoder() (func(*batch, uint64, []byte), error) {
-	e, err := kdump.NewEncoder(o.Codec, o.Level, int(o.info.BlockSize))
+	e, err := kdump.NewEncoder(o.Codec, o.Effort, int(o.info.BlockSize))
 	if err != nil {
 		return nil, err
 	}

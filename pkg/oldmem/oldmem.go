@@ -1,12 +1,11 @@
 //go:build linux
 
 // Package oldmem reads the memory of a crashed kernel where the running kernel
-// offers it, /proc/vmcore and device-dax, and has what the files that it is
-// saved to need of the system.
+// offers it: /proc/vmcore and device-dax.
 //
 // Invariants: a page that can't be read (a bad DIMM, a hole that the ELF core
-// header should not have) becomes an error of that read, never the end of the
-// program; the source is only read.
+// header should not have) makes that read fail and never ends the program; the
+// source is never written to.
 package oldmem
 
 import (

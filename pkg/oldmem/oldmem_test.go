@@ -25,35 +25,6 @@ func source(t *testing.T, content []byte) (*Source, string) {
 	return s, path
 }
 
-func TestFull(t *testing.T) {
-	if !oldmemtest.Namespace(t) {
-		return
-	}
-	// A file system of one page.
-	dir := t.TempDir()
-	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4k"); err != nil {
-		t.Fatalf("mount a small tmpfs %v", err)
-	}
-	defer unix.Unmount(dir, 0)
-	if free, err := Free(dir); free != page || err != nil {
-		t.Errorf("Free = %d, %v; want a page", free, err)
-	}
-	f, err := Create(filepath.Join(dir, "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.Write(make([]byte, 2*page)); !Full(err) {
-		t.Errorf("write error = %v, want a full disk", err)
-	}
-	if free, err := Free(dir); free != 0 || err != nil {
-		t.Errorf("Free = %d, %v; want nothing", free, err)
-	}
-	if Full(os.ErrNotExist) {
-		t.Error("Full of another error")
-	}
-}
-
 func TestOpen(t *testing.T) {
 	dir := t.TempDir()
 	empty := filepath.Join(dir, "empty")
@@ -67,34 +38,6 @@ func TestOpen(t *testing.T) {
 	}
 	if _, err := Open(dir); err == nil || errors.Is(err, ErrNone) {
 		t.Errorf("Open(directory) error = %v, want that it is no regular file", err)
-	}
-}
-
-func TestCreateRefusesLinksAndFiles(t *testing.T) {
-	dir := t.TempDir()
-	link := filepath.Join(dir, "link")
-	if err := os.Symlink(filepath.Join(dir, "elsewhere"), link); err != nil {
-		t.Fatal(err)
-	}
-	if f, err := Create(link); err == nil {
-		f.Close()
-		t.Error("Create followed a symbolic link")
-	}
-	f, err := Create(filepath.Join(dir, "new"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
-	if f, err := Create(filepath.Join(dir, "new")); err == nil {
-		f.Close()
-		t.Error("Create took a file that was there")
-	}
-	st, err := os.Stat(filepath.Join(dir, "new"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := st.Mode().Perm(); got != 0o600 {
-		t.Errorf("mode is %v, want 0600", got)
 	}
 }
 

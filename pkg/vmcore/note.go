@@ -123,6 +123,7 @@ func (i *Info) ReadNotes(outside []byte) {
 
 // believe takes from VMCOREINFO what it says better than the headers.
 func (i *Info) believe(v *vmcoreinfo.Info) {
+	i.kernel = v
 	m := machineIn(v)
 	switch {
 	case m == elfcore.MachineAMD64 && v.PageSize != MinPageSize && v.PageSize != 0:

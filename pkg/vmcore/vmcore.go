@@ -15,6 +15,7 @@ import (
 	"io"
 
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
 // Dump is an opened dump of a crashed kernel. Its methods may run
@@ -118,6 +119,8 @@ type Info struct {
 	MoreUnreadable uint64
 	Incomplete     bool // whoever wrote the file said that it was not finished
 	Warnings       []string
+
+	kernel *vmcoreinfo.Info // see Kernel
 }
 
 // Reason is why memory is not in a dump.

@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
@@ -67,7 +67,7 @@ func (l *Lab) save(dir string, ram *truth.RAM, painting truth.Painting) (saved, 
 		if _, err := l.Command("warmcore", "save", dir); err != nil {
 			return saved{}, err
 		}
-		if _, err := l.Command("warmcore", "inspect", "--verify", path.Join(dir, agent.DumpName)); err != nil {
+		if _, err := l.Command("warmcore", "inspect", "--verify", path.Join(dir, manifest.DumpName)); err != nil {
 			return saved{}, err
 		}
 		whole = dir + "-whole"
@@ -94,7 +94,7 @@ func (l *Lab) saveByDax(argv ...string) error {
 	if err != nil {
 		return l.Machine.Fail(strings.Join(argv, " "), err)
 	}
-	var m agent.Manifest
+	var m manifest.Manifest
 	if err := json.Unmarshal([]byte(out), &m); err != nil {
 		return l.Machine.Fail(strings.Join(argv, " "), fmt.Errorf("%w in %q", err, out))
 	}

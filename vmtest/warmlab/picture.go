@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/vmtest/story"
 )
@@ -89,12 +89,12 @@ var states = map[string][3]string{
 
 // registers are those of each CPU, as a dump's manifest has them; none if it
 // can't be read.
-func registers(manifest string) (cpus []agent.CPU) {
-	b, err := os.ReadFile(manifest)
+func registers(path string) (cpus []manifest.CPU) {
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil
 	}
-	var m agent.Manifest
+	var m manifest.Manifest
 	if err := json.Unmarshal(b, &m); err != nil {
 		return nil
 	}

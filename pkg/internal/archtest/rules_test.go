@@ -11,6 +11,7 @@ const (
 	formats              // L1: bytes to values and back
 	pure                 // L2: decisions
 	system               // L3: one kernel interface each
+	places               // where dumps go: files, and the network
 	flows                // L4: what composes the above
 	command              // flags, one call, print
 	support              // tests and their tools: may import everything
@@ -22,6 +23,7 @@ var layers = map[string]layer{
 	"pkg/phys":      values,
 	"pkg/cmdline":   values,
 	"boot/identmap": values,
+	"pkg/outcome":   values,
 
 	"pkg/bootconfig":          formats,
 	"pkg/bootconfig/bls":      formats,
@@ -51,6 +53,7 @@ var layers = map[string]layer{
 	"pkg/image/gpt":        formats,
 	"boot/stub":            formats,
 	"boot/trampoline":      formats,
+	"pkg/manifest":         formats,
 
 	"pkg/convert":    pure,
 	"pkg/plan":       pure,
@@ -66,9 +69,12 @@ var layers = map[string]layer{
 	"pkg/watchdog":  system,
 	"pkg/busmaster": system,
 
+	"pkg/target": places,
+
 	"pkg/normalboot": flows,
 	"pkg/payload":    flows,
 	"pkg/agent":      flows,
+	"pkg/dumpwriter": flows,
 
 	"cmds/warminit": command,
 	"cmds/warmcore": command,
@@ -92,16 +98,20 @@ var forbidden = []struct {
 	{[]layer{values, formats, pure}, "syscall", nil, "these layers run on every system"},
 	{[]layer{values, formats, pure}, "golang.org/x/sys", nil, "these layers run on every system"},
 	{[]layer{values, formats, pure}, "unsafe", nil, "a parser of hostile bytes stays inside Go's checks"},
-	{[]layer{values, formats, pure}, "net", nil, "nothing here talks to anybody"},
+	{[]layer{values, formats, pure, system, flows, command}, "net", []string{"pkg/normalboot"}, "only a target of dumps talks to anybody"}, // u-root calls files by URL
+	{[]layer{values, formats, pure, system, flows, command}, module + "pkg/target", []string{"pkg/dumpwriter", "pkg/agent", "cmds/warmcore"},
+		"the payload saves no dump, and has no network"},
+	{[]layer{values, formats, pure, system, flows, command}, module + "pkg/dumpwriter", []string{"pkg/agent", "cmds/warmcore"},
+		"the payload saves no dump, and has no network"},
 	{[]layer{values, formats, pure}, "log", nil, "what is worth telling is in the result: warnings and errors are values"},
 	{[]layer{flows}, "golang.org/x/sys", nil, "system calls belong to layer 3"},
-	{[]layer{flows, command}, "unsafe", nil, "only layer 3 leaves Go's checks"},
+	{[]layer{places, flows, command}, "unsafe", nil, "only layer 3 leaves Go's checks"},
 	{[]layer{flows}, "syscall", nil, "system calls belong to layer 3"}, // a command needs its names for signals and open flags
-	{[]layer{values, formats, pure, system, flows, command}, "testing", nil, "it brings its flags into the program"},
-	{[]layer{values, formats, pure, system, flows, command}, "github.com/u-root/u-root", []string{"pkg/normalboot"},
+	{[]layer{values, formats, pure, system, places, flows, command}, "testing", nil, "it brings its flags into the program"},
+	{[]layer{values, formats, pure, system, places, flows, command}, "github.com/u-root/u-root", []string{"pkg/normalboot"},
 		"one place adapts to u-root's changes; elsewhere it is a tool that builds the initramfs"},
-	{[]layer{values, formats, pure, system, flows}, "flag", nil, "parameters are a command's business"},
-	{[]layer{values, formats, pure, system, flows, command, support}, "github.com/stretchr", nil, "go-cmp is the only test helper"},
+	{[]layer{values, formats, pure, system, places, flows}, "flag", nil, "parameters are a command's business"},
+	{[]layer{values, formats, pure, system, places, flows, command, support}, "github.com/stretchr", nil, "go-cmp is the only test helper"},
 }
 
 // thirdParty are the modules that code, besides tools, may import at all.
@@ -151,8 +161,8 @@ const clockReason = "time is a parameter of a decision"
 
 var (
 	clockless  = []layer{values, formats, pure}
-	libraries  = []layer{values, formats, pure, system, flows}
-	everything = []layer{values, formats, pure, system, flows, command, support}
+	libraries  = []layer{values, formats, pure, system, places, flows}
+	everything = []layer{values, formats, pure, system, places, flows, command, support}
 )
 
 // targets are what layers 0 to 2 are vetted for, with what each one finds.

@@ -235,7 +235,11 @@ func (d *Dump) notes(at int64, size uint64) {
 		d.info.Warn(fmt.Sprintf("read notes at offset %#x: %v", at, err))
 		return
 	}
+	before := len(d.info.Warnings)
 	d.info.AddNotes(b)
+	for i := before; i < len(d.info.Warnings); i++ { // its offsets are in b
+		d.info.Warnings[i] = fmt.Sprintf("notes at offset %#x: %s", at, d.info.Warnings[i])
+	}
 }
 
 // lay makes disjoint pieces of loads. Where several hold the same memory, the

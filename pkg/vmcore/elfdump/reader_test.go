@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -82,7 +83,7 @@ func TestInfo(t *testing.T) {
 		Level:       vmcore.LevelUnknown,
 		Compression: "none",
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(vmcore.Info{})); diff != "" {
 		t.Errorf("info (-want +got):\n%s", diff)
 	}
 }

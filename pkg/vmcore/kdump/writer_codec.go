@@ -29,20 +29,20 @@ type Encoder struct {
 	buf   bytes.Buffer // zlib's output
 }
 
-// Levels of compression, from the fastest on. They are zstd's; with zlib they
-// are zlib's, up to 9. Snappy has none.
+// Effort of compression, from the fastest on. The numbers are zstd's levels;
+// with zlib they are zlib's, up to 9. Snappy has none.
 const (
-	FastestLevel = 1
-	MaxLevel     = 22
+	MinEffort = 1
+	MaxEffort = 22
 )
 
-// NewEncoder returns an encoder of pages of size bytes. Level 0 is FastestLevel.
-func NewEncoder(c Codec, level, size int) (*Encoder, error) {
-	if level == 0 {
-		level = FastestLevel
+// NewEncoder returns an encoder of pages of size bytes. Effort 0 is MinEffort.
+func NewEncoder(c Codec, effort, size int) (*Encoder, error) {
+	if effort == 0 {
+		effort = MinEffort
 	}
-	if level < FastestLevel || level > MaxLevel {
-		return nil, fmt.Errorf("compression level %d, want %d to %d", level, FastestLevel, MaxLevel)
+	if effort < MinEffort || effort > MaxEffort {
+		return nil, fmt.Errorf("compression level %d, want %d to %d", effort, MinEffort, MaxEffort)
 	}
 	e := &Encoder{codec: c}
 	var err error
@@ -53,9 +53,9 @@ func NewEncoder(c Codec, level, size int) (*Encoder, error) {
 		e.zstd, err = zstd.NewWriter(nil,
 			zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true), zstd.WithAllLitEntropyCompression(true),
 			zstd.WithWindowSize(max(size, zstd.MinWindowSize)), zstd.WithSingleSegment(true),
-			zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)))
+			zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(effort)))
 	case FlagZlib:
-		e.zlib, err = zlib.NewWriterLevel(&e.buf, min(level, zlib.BestCompression))
+		e.zlib, err = zlib.NewWriterLevel(&e.buf, min(effort, zlib.BestCompression))
 	case FlagSnappy, 0:
 	default:
 		err = fmt.Errorf("compression %v can't be written", c)

@@ -1,4 +1,4 @@
-package agent
+package dumpwriter
 
 import (
 	"fmt"
@@ -6,11 +6,11 @@ import (
 	"os"
 )
 
-// OpenDump opens a dump file that somebody names. What isn't a regular file,
+// OpenFile opens a dump file that somebody names. What isn't a regular file,
 // or is empty, is an error: a dump is not read from its start to its end, and
 // to open a pipe would wait for whoever writes to it.
-func OpenDump(name string) (*os.File, fs.FileInfo, error) {
-	if err := checkDumpFile(name); err != nil {
+func OpenFile(name string) (*os.File, fs.FileInfo, error) {
+	if err := checkFile(name); err != nil {
 		return nil, nil, err
 	}
 	f, err := os.Open(name)
@@ -25,7 +25,7 @@ func OpenDump(name string) (*os.File, fs.FileInfo, error) {
 	return f, st, nil
 }
 
-func checkDumpFile(name string) error {
+func checkFile(name string) error {
 	st, err := os.Stat(name)
 	switch {
 	case err != nil:

@@ -1,4 +1,4 @@
-package agent
+package dumpwriter
 
 import (
 	"bytes"
@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/printk/printktest"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 )
@@ -44,8 +45,8 @@ func TestWithoutVMCOREINFO(t *testing.T) {
 		t.Fatal(err)
 	}
 	var asked []string
-	sys := &System{Progress: func(p Progress) { asked = append(asked, p.What) }}
-	log, lost, err := sys.Dmesg(name)
+	w := Writer{Progress: func(p outcome.Progress) { asked = append(asked, p.What) }}
+	log, lost, err := w.Dmesg(name)
 	if err != nil || lost != 0 || !strings.Contains(string(log), "Kernel panic - not syncing") {
 		t.Errorf("Dmesg: %q, %d lost, %v", log, lost, err)
 	}
@@ -53,7 +54,7 @@ func TestWithoutVMCOREINFO(t *testing.T) {
 		t.Errorf("progress %q", asked)
 	}
 	out := filepath.Join(dir, "out")
-	done, err := sys.Convert(t.Context(), ConvertOptions{In: []string{name}, Out: out})
+	done, err := w.Convert(t.Context(), ConvertOptions{In: []string{name}, Out: out})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,16 +1,18 @@
-package agent
+package dumpwriter
 
 import (
 	"strings"
 	"testing"
+
+	"github.com/warmcore/warmcore/pkg/manifest"
 )
 
 // Both summaries say what a person would not look for in the manifest.
 func TestSummaryUnread(t *testing.T) {
-	lost := []Extent{{Address: "0x1000", Bytes: 1 << 20}, {Address: "0x200000", Bytes: 2 << 20}}
+	lost := []manifest.Extent{{Address: "0x1000", Bytes: 1 << 20}, {Address: "0x200000", Bytes: 2 << 20}}
 	for _, tc := range []struct {
 		name       string
-		unreadable []Extent
+		unreadable []manifest.Extent
 		more       uint64 // pages
 		want       string // the end; "" for no such words
 	}{
@@ -19,8 +21,8 @@ func TestSummaryUnread(t *testing.T) {
 		{"ranges and pages", lost, 256, "; 4 MiB could not be read"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			info := DumpInfo{PageSize: 4096, Pages: 1024}
-			m := &Manifest{Dump: info, Unreadable: tc.unreadable, MoreUnreadable: tc.more}
+			info := manifest.Dump{PageSize: 4096, Pages: 1024}
+			m := &manifest.Manifest{Dump: info, Unreadable: tc.unreadable, MoreUnreadable: tc.more}
 			c := &Conversion{Dump: info, Unreadable: tc.unreadable, MoreUnreadable: tc.more}
 			for _, got := range []string{m.Summary(), c.Summary()} {
 				if !strings.HasSuffix(got, tc.want) || strings.Contains(got, "could not be read") != (tc.want != "") {

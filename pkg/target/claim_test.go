@@ -1,6 +1,6 @@
 //go:build linux
 
-package oldmem
+package target
 
 import (
 	"errors"
@@ -17,34 +17,34 @@ func TestClaim(t *testing.T) {
 	if err := os.WriteFile(path, []byte("left by the dead"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Claim(path)
+	f, err := claim(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if st, err := f.Stat(); err != nil || st.Size() != 0 {
 		t.Errorf("a claimed file: %v, %v; want an empty one", st, err)
 	}
-	if _, err := Claim(path); !errors.Is(err, ErrClaimed) {
-		t.Errorf("Claim of another one's: %v, want %v", err, ErrClaimed)
+	if _, err := claim(path); !errors.Is(err, errClaimed) {
+		t.Errorf("claim of another one's: %v, want %v", err, errClaimed)
 	}
-	if _, err := Discard(path); !errors.Is(err, ErrClaimed) {
-		t.Errorf("Discard of another one's: %v, want %v", err, ErrClaimed)
+	if _, err := discard(path); !errors.Is(err, errClaimed) {
+		t.Errorf("discard of another one's: %v, want %v", err, errClaimed)
 	}
 	if _, err := f.WriteString("four"); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
-	if size, err := Discard(path); size != 4 || err != nil {
-		t.Errorf("Discard = %d, %v; want 4 bytes", size, err)
+	if size, err := discard(path); size != 4 || err != nil {
+		t.Errorf("discard = %d, %v; want 4 bytes", size, err)
 	}
-	if _, err := Discard(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Discard of nothing: %v, want %v", err, fs.ErrNotExist)
+	if _, err := discard(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("discard of nothing: %v, want %v", err, fs.ErrNotExist)
 	}
 	if err := os.Symlink("elsewhere", path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Claim(path); err == nil {
-		t.Error("Claim replaced a symbolic link")
+	if _, err := claim(path); err == nil {
+		t.Error("claim replaced a symbolic link")
 	}
 	if _, err := os.Lstat(path); err != nil {
 		t.Errorf("the link is gone: %v", err)
@@ -59,7 +59,7 @@ func TestClaimConcurrently(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 200 {
-				f, err := Claim(path)
+				f, err := claim(path)
 				if err != nil {
 					continue
 				}
@@ -81,7 +81,7 @@ func TestClaimConcurrently(t *testing.T) {
 func TestPublish(t *testing.T) {
 	dir := t.TempDir()
 	from, to := filepath.Join(dir, "vmcore-incomplete"), filepath.Join(dir, "vmcore")
-	f, err := Claim(from)
+	f, err := claim(from)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,8 +89,8 @@ func TestPublish(t *testing.T) {
 	if err := os.WriteFile(to, []byte("another dump"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Publish(f, from, to); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("Publish over a file: %v, want %v", err, fs.ErrExist)
+	if err := publish(f, from, to); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("publish over a file: %v, want %v", err, fs.ErrExist)
 	}
 	if got, err := os.ReadFile(to); err != nil || string(got) != "another dump" {
 		t.Errorf("the file in the way is %q, %v", got, err)
@@ -104,13 +104,13 @@ func TestPublish(t *testing.T) {
 	if err := os.WriteFile(from, []byte("not ours"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Publish(f, from, to); err == nil {
-		t.Error("Publish gave the name to another file")
+	if err := publish(f, from, to); err == nil {
+		t.Error("publish gave the name to another file")
 	}
 	if err := os.Rename(from+".moved", from); err != nil {
 		t.Fatal(err)
 	}
-	if err := Publish(f, from, to); err != nil {
+	if err := publish(f, from, to); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(to); err != nil {

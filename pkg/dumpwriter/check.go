@@ -1,4 +1,4 @@
-package agent
+package dumpwriter
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ import (
 	"sync"
 
 	"github.com/warmcore/warmcore/pkg/phys"
-	corefile "github.com/warmcore/warmcore/pkg/vmcore" // tests here have a function vmcore
+	"github.com/warmcore/warmcore/pkg/vmcore"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 )
 
@@ -52,21 +52,25 @@ func (s *sampler) page(addr uint64, page []byte) {
 
 // check opens what was written as any reader would, and reads the samples
 // back, which must be what was read from the source then. It warns of those
-// that the source shows in another way by now.
-func (w *writer) check(out *written) error {
+// that the source shows in another way by now. What has no random access can't
+// be read.
+func (j *job) check(out *written) error {
 	var files []dumpfile.File
-	for _, f := range w.files {
-		st, err := f.Stat()
+	for _, f := range j.files {
+		if f.random == nil {
+			return nil
+		}
+		size, err := f.random.Size()
 		if err != nil {
 			return err
 		}
-		files = append(files, dumpfile.File{ReaderAt: f, Size: st.Size()})
+		files = append(files, dumpfile.File{ReaderAt: f.random, Size: size})
 	}
 	got, err := dumpfile.Join(files...)
 	if err != nil {
 		return err
 	}
-	want := w.src.Info()
+	want := j.src.Info()
 	switch info := got.Info(); {
 	case info.Incomplete:
 		return errors.New("it says that it is incomplete")
@@ -80,7 +84,7 @@ func (w *writer) check(out *written) error {
 	page := make([]byte, out.missing.PageSize)
 	failed, changed := 0, 0
 	var failure error
-	for _, s := range w.sampler.taken {
+	for _, s := range j.sampler.taken {
 		if !want.Memory.Contains(phys.Range{Start: s.addr, End: s.addr + uint64(len(page))}) {
 			continue // memory in part: it can't be read as a page
 		}
@@ -90,8 +94,8 @@ func (w *writer) check(out *written) error {
 		if crc32.Checksum(page, castagnoli) != s.sum {
 			return fmt.Errorf("page %#x is not what was written", s.addr)
 		}
-		var missing *corefile.MissingError
-		if err := w.src.ReadPhys(page, s.addr); errors.As(err, &missing) && missing.Reason != corefile.Unreadable {
+		var missing *vmcore.MissingError
+		if err := j.src.ReadPhys(page, s.addr); errors.As(err, &missing) && missing.Reason != vmcore.Unreadable {
 			continue // in the source in part: it can't be read as a page
 		} else if err != nil {
 			failed, failure = failed+1, err
@@ -100,10 +104,10 @@ func (w *writer) check(out *written) error {
 		}
 	}
 	if failed > 0 {
-		w.warn(out, fmt.Sprintf("%d of %d pages could be read once, but not a second time", failed, len(w.sampler.taken)), failure)
+		j.warn(out, fmt.Sprintf("%d of %d pages could be read once, but not a second time", failed, len(j.sampler.taken)), failure)
 	}
 	if changed > 0 {
-		w.warn(out, fmt.Sprintf("%d of %d pages changed while the dump was written", changed, len(w.sampler.taken)), nil)
+		j.warn(out, fmt.Sprintf("%d of %d pages changed while the dump was written", changed, len(j.sampler.taken)), nil)
 	}
 	return nil
 }

@@ -1,8 +1,10 @@
-package agent
+package dumpwriter
 
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -26,6 +28,17 @@ SYMBOL(swapper_pg_dir)=ffffffff81001000
 SYMBOL(_stext)=ffffffff81000000
 NUMBER(phys_base)=0
 `
+
+const testLog = "[    0.000000] Linux version\n[    1.500000] Kernel panic - not syncing\n"
+
+func writeFile(t *testing.T, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "dump")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
 
 func crashed(t *testing.T, info string, memory []byte) *vmcoretest.Spec {
 	t.Helper()
@@ -67,10 +80,7 @@ func TestDmesgOfFiles(t *testing.T) {
 			{"elf", s.ELF(t)},
 		} {
 			t.Run(kernel.name+" "+format.name, func(t *testing.T) {
-				m := plainBoot(t)
-				m.EUID = func() int { return 1 } // may read a file of his own
-				m.file("dump", string(format.file))
-				text, lost, err := m.Dmesg(m.path("dump"))
+				text, lost, err := Writer{}.Dmesg(writeFile(t, format.file))
 				if string(text) != testLog || lost != 0 || err != nil {
 					t.Errorf("Dmesg = %q, %d lost, %v; want %q", text, lost, err, testLog)
 				}
@@ -90,12 +100,10 @@ func TestDmesgRefuses(t *testing.T) {
 		{"text", []byte("no dump"), "neither that of an ELF file"},
 		{"kdump cut off", s.Kdump(t)[:5000], "dump: "},
 		{"no log", old.Kdump(t), "VMCOREINFO describes no log"},
-		{"no VMCOREINFO", bytes.ReplaceAll(vmcore(t), []byte("VMCOREINFO\x00"), []byte("VMCOREINFX\x00")), "has no VMCOREINFO"},
+		{"no VMCOREINFO", bytes.ReplaceAll(s.ELF(t), []byte("VMCOREINFO\x00"), []byte("VMCOREINFX\x00")), "has no VMCOREINFO"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			m := plainBoot(t)
-			m.file("dump", string(tt.file))
-			text, _, err := m.Dmesg(m.path("dump"))
+			text, _, err := Writer{}.Dmesg(writeFile(t, tt.file))
 			if err == nil || !strings.Contains(err.Error(), tt.want) || text != nil {
 				t.Errorf("Dmesg = %q, %v; want an error with %q", text, err, tt.want)
 			}

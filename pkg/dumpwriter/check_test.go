@@ -1,4 +1,4 @@
-package agent
+package dumpwriter
 
 import (
 	"errors"
@@ -9,7 +9,8 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/convert"
 	"github.com/warmcore/warmcore/pkg/phys"
-	corefile "github.com/warmcore/warmcore/pkg/vmcore"
+	"github.com/warmcore/warmcore/pkg/target"
+	"github.com/warmcore/warmcore/pkg/vmcore"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 	"github.com/warmcore/warmcore/pkg/vmcore/vmcoretest"
 )
@@ -17,7 +18,7 @@ import (
 // changing is a dump that shows each page only once as it is in the text: then
 // what again makes of it.
 type changing struct {
-	corefile.Dump
+	vmcore.Dump
 	again func(page []byte) error
 
 	mu   sync.Mutex
@@ -37,7 +38,7 @@ func (c *changing) ReadPhys(p []byte, addr uint64) error {
 			continue
 		}
 		if err := c.again(p[i*4096:][:4096]); err != nil {
-			return &corefile.MissingError{Range: phys.Range{Start: at, End: at + 4096}, Reason: corefile.Unreadable, Err: err}
+			return &vmcore.MissingError{Range: phys.Range{Start: at, End: at + 4096}, Reason: vmcore.Unreadable, Err: err}
 		}
 	}
 	return nil
@@ -58,7 +59,7 @@ func TestCheck(t *testing.T) {
 		{"fails", func([]byte) error { return errors.New("poisoned") }, false, "40 of 40 pages could be read once, but not a second time: memory"},
 		{"damaged file", same, true, "is not what was written"},
 	} {
-		for _, o := range []DumpOptions{{}, {Format: convert.ELF}, {Split: 2}, {Flattened: true}} {
+		for _, o := range []Options{{}, {Format: convert.ELF}, {Split: 2}, {Flattened: true}} {
 			t.Run(tc.name+" "+o.Format.String(), func(t *testing.T) {
 				s := vmcoretest.Parse(t, "0x0-0x28000 raw random 7\n0x28000 unreadable")
 				b := s.ELF(t)
@@ -67,15 +68,16 @@ func TestCheck(t *testing.T) {
 					t.Fatal(err)
 				}
 				name := filepath.Join(t.TempDir(), "dump")
-				w := &writer{
-					System: &System{}, DumpOptions: o, final: name, incomplete: name + "-incomplete",
+				to, base := target.OpenFile(name, nil)
+				defer to.Close()
+				j := &job{
+					Options: o, to: to,
 					src: &changing{Dump: src, again: tc.again, seen: map[uint64]bool{}}, err: errors.New("no kernel"),
 				}
-				if err := w.claim(); err != nil {
+				if err := j.create(t.Context(), base); err != nil {
 					t.Fatal(err)
 				}
-				defer w.close()
-				out, err := w.write(t.Context())
+				out, err := j.write(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -83,8 +85,8 @@ func TestCheck(t *testing.T) {
 					t.Errorf("unreadable is %s, want %v", got, s.Unreadable())
 				}
 				if tc.damage {
-					w.damage(t)
-					err := w.check(&out)
+					j.damage(t)
+					err := j.check(&out)
 					if err == nil || !strings.Contains(err.Error(), tc.want) {
 						t.Errorf("check: %v, want %q", err, tc.want)
 					}
@@ -100,15 +102,15 @@ func TestCheck(t *testing.T) {
 }
 
 // damage writes another byte into the middle of the first file, where a page is.
-func (w *writer) damage(t *testing.T) {
+func (j *job) damage(t *testing.T) {
 	t.Helper()
-	f := w.files[0]
-	st, err := f.Stat()
+	f := j.files[0].random
+	size, err := f.Size()
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := make([]byte, 1)
-	at := st.Size() / 2
+	at := size / 2
 	if _, err := f.ReadAt(b, at); err != nil {
 		t.Fatal(err)
 	}

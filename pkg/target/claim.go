@@ -1,6 +1,6 @@
 //go:build linux
 
-package oldmem
+package target
 
 import (
 	"errors"
@@ -11,20 +11,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrClaimed says that another process is writing a file.
-var ErrClaimed = errors.New("another process is writing it")
+// errClaimed says that another process is writing a file.
+var errClaimed = errors.New("another process is writing it")
 
-// Claim makes a new file for a dump, as Create does, that is the caller's until
+// create makes a new file for a dump: it must not exist, not even as a
+// symbolic link, and only its owner may read it, because a dump holds every
+// secret that the crashed system had in memory.
+func create(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("create dump file: %w", err)
+	}
+	return f, nil
+}
+
+// claim makes a new file for a dump, as create does, that is the caller's until
 // it is closed, or until the process ends however it ends. What a dead process
-// left at path is removed first. The error wraps ErrClaimed if a process that
+// left at path is removed first. The error wraps errClaimed if a process that
 // lives has it.
-func Claim(path string) (*os.File, error) {
-	if _, err := Discard(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func claim(path string) (*os.File, error) {
+	if _, err := discard(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	f, err := Create(path)
+	f, err := create(path)
 	if errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("create %s: %w", path, ErrClaimed) // since then
+		return nil, fmt.Errorf("create %s: %w", path, errClaimed) // since then
 	}
 	if err != nil {
 		return nil, err
@@ -36,10 +47,10 @@ func Claim(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Discard removes the file at path that a dead process claimed, and returns its
+// discard removes the file at path that a dead process claimed, and returns its
 // size in bytes. It removes nothing but a regular file. The error wraps
-// ErrClaimed if a process that lives has it, fs.ErrNotExist if there is none.
-func Discard(path string) (size int64, err error) {
+// errClaimed if a process that lives has it, fs.ErrNotExist if there is none.
+func discard(path string) (size int64, err error) {
 	st, err := os.Lstat(path)
 	if err != nil {
 		return 0, fmt.Errorf("remove incomplete dump: %w", err)
@@ -68,11 +79,11 @@ func Discard(path string) (size int64, err error) {
 // than the second look.
 func lock(f *os.File, path string) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("lock %s: %w", path, ErrClaimed)
+		return fmt.Errorf("lock %s: %w", path, errClaimed)
 	}
 	same, err := names(path, f)
 	if err == nil && !same {
-		err = ErrClaimed
+		err = errClaimed
 	}
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", path, err)
@@ -93,16 +104,17 @@ func names(path string, f *os.File) (bool, error) {
 	return err == nil && os.SameFile(got, want), err
 }
 
-// Remove removes a claimed file, unless its name is another file's by now.
-func Remove(f *os.File) {
-	if same, err := names(f.Name(), f); err == nil && same {
-		os.Remove(f.Name())
+// remove removes a claimed file, unless path is another file's name by now.
+func remove(f *os.File, path string) error {
+	if same, err := names(path, f); err != nil || !same {
+		return err
 	}
+	return os.Remove(path)
 }
 
-// Publish gives a file that was made as from the name to. The error wraps
+// publish gives a file that was made as from the name to. The error wraps
 // fs.ErrExist if there is such a file, which is left alone.
-func Publish(f *os.File, from, to string) error {
+func publish(f *os.File, from, to string) error {
 	same, err := names(from, f)
 	if err == nil && !same {
 		err = errors.New("somebody has removed or replaced it, or its directory, while it was written")

@@ -21,8 +21,8 @@ type Device struct {
 	size int64 // bytes
 }
 
-// OpenDevice opens the character device at path, which must have the number
-// that sysfs says, "MAJOR:MINOR": a file that was left in its place is not it.
+// OpenDevice opens the character device at path. number is "MAJOR:MINOR" as sysfs
+// has it; another file at that path is an error.
 func OpenDevice(path, number string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -41,9 +41,9 @@ func OpenDevice(path, number string) (*os.File, error) {
 	return f, nil
 }
 
-// NewDevice returns the device that f is, of size bytes. Its driver maps
-// multiples of align bytes at multiples of align. f is the device's from then
-// on, also if there is an error.
+// NewDevice returns the device that is open as f and shows size bytes. Its driver
+// maps only multiples of align bytes, at multiples of align. NewDevice takes f
+// over: it closes f on an error.
 func NewDevice(f *os.File, size, align uint64) (*Device, error) {
 	if align < page || align&(align-1) != 0 || align > mapWindow || size == 0 || size%align != 0 || size > math.MaxInt64 {
 		f.Close()
@@ -69,13 +69,15 @@ func (p Piece) String() string {
 
 func (p Piece) end() int64 { return int64(p.Offset + p.Size) }
 
-// Splice lets views that Mapped returns from now on take a piece of the dump
-// from a device, which must stay open as long as they. What the device shows
-// is compared with the file's first, middle and last page of the piece; a
-// page that one of them can't read proves nothing, but the device must be able
-// to read one. A process without huge pages (PR_SET_THP_DISABLE) can read none
-// of a device that is aligned to them (__dev_dax_pte_fault in
-// drivers/dax/device.c, v6.12), which is no reason for a dump full of holes.
+// Splice makes later calls of Mapped read a piece of the dump from a device, which
+// must stay open as long as their results are used.
+//
+// First it compares the piece's first, middle and last page in device and file.
+// A page that can't be read in one of them is passed over, but at least one must
+// be readable in the device: a process without huge pages (PR_SET_THP_DISABLE)
+// can read nothing of a device whose alignment is that of huge pages
+// (__dev_dax_pte_fault in drivers/dax/device.c, v6.12), and must not get a dump
+// full of holes for it.
 func (s *Source) Splice(p Piece) error {
 	size := uint64(p.Device.size)
 	switch {
@@ -97,7 +99,7 @@ func (s *Source) Splice(p Piece) error {
 	return nil
 }
 
-// prove compares pages of a piece with the file's.
+// prove fails if pages of a piece differ from the file's.
 func (s *Source) prove(p Piece) error {
 	file, device := newMapped(s.file, int64(s.size), unix.MAP_PRIVATE), p.Device.mapped()
 	defer file.Close()

@@ -17,18 +17,18 @@ import (
 )
 
 const (
-	// mapWindow is how much is mapped at a time for a Mapped: the system
-	// calls cost a hundredth of touching it, and a few of them fit into what
-	// a save may use. Device-dax wants multiples of 2 MiB.
+	// mapWindow is how many bytes a Mapped maps at a time: much enough that the
+	// system calls take a hundredth of the time, little enough that several fit
+	// into the memory that a save may use. Device-dax wants multiples of 2 MiB.
 	mapWindow = 4 << 20
-	// idleWindows is how many windows that nobody looks at stay mapped.
+	// idleWindows is how many windows stay mapped when nobody uses them.
 	idleWindows = 4
 )
 
 // Mapped reads a dump through windows of memory that is mapped from it, or from
 // the devices that were spliced into it. It is a vmcore.FileViewer; its methods
-// may run concurrently. Where a device doesn't map, the dump's file does; where
-// that doesn't, it is read.
+// may run concurrently. Where a device can't be mapped it maps the dump's file,
+// and where that can't be mapped either it reads the file.
 type Mapped struct {
 	file   *os.File
 	size   int64
@@ -71,8 +71,8 @@ func newMapped(f *os.File, size int64, flags int) *Mapped {
 	return &Mapped{file: f, size: size, flags: flags, windows: map[int64]*window{}}
 }
 
-// Close unmaps what nobody looks at. A view that is still going on unmaps its
-// window when it is done.
+// Close unmaps the windows that nobody uses. A ViewAt that is still running unmaps
+// its window at its end.
 func (m *Mapped) Close() error {
 	var errs []error
 	for _, p := range m.pieces {
@@ -84,7 +84,7 @@ func (m *Mapped) Close() error {
 	return errors.Join(append(errs, m.trim(0))...)
 }
 
-// trim unmaps idle windows but for keep of them.
+// trim unmaps idle windows until keep of them are left.
 func (m *Mapped) trim(keep int) error {
 	var errs []error
 	for len(m.idle) > keep {
@@ -96,7 +96,7 @@ func (m *Mapped) trim(keep int) error {
 	return errors.Join(errs...)
 }
 
-// acquire returns the window that key is of, nil if it can't be mapped.
+// acquire returns the window number key, nil if it can't be mapped.
 func (m *Mapped) acquire(key int64) *window {
 	m.mu.Lock()
 	w := m.windows[key]
@@ -142,14 +142,13 @@ func (m *Mapped) release(key int64, w *window) {
 }
 
 // ErrUnreadable says that memory is mapped but can't be read: a page that the
-// machine reported as bad, or that is not behind its file any more.
+// machine reported as bad, or one beyond the end of a file that has shrunk.
 var ErrUnreadable = errors.New("memory can't be read")
 
 // ViewAt calls f with the n bytes at off, in parts of up to 4 MiB that are
-// mapped from the dump. f must neither keep nor change a part, nor let another
-// goroutine read it: where memory is unreadable, f is abandoned at the read
-// that found it, as if it had panicked, and ViewAt returns an error that wraps
-// ErrUnreadable.
+// mapped from the dump. f must not keep a part, change it, or let another
+// goroutine read it. If f reads memory that is unreadable, it ends there as if it
+// had panicked, and ViewAt returns an error that wraps ErrUnreadable.
 func (m *Mapped) ViewAt(off, n int64, f func(b []byte)) error {
 	if off < 0 || n < 0 || off > m.size || n > m.size-off {
 		return fmt.Errorf("view %#x bytes at offset %#x of a dump of %#x: %w", n, off, m.size, io.ErrUnexpectedEOF)
@@ -208,8 +207,8 @@ func (m *Mapped) viewWindow(off, n int64, f func(b []byte)) (int64, error) {
 	return n, nil
 }
 
-// look calls f, which reads mem. Where that faults, ok is false, and at is the
-// place in mem. Other panics, and other faults, are f's own.
+// look calls f, which reads mem. If a read faults, ok is false and at is its
+// offset in mem. Other panics and faults of f are passed on.
 func look(mem []byte, f func()) (at uintptr, ok bool) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -228,8 +227,8 @@ func look(mem []byte, f func()) (at uintptr, ok bool) {
 	return 0, true
 }
 
-// ReadAt implements io.ReaderAt. Behind an unreadable page it goes no further,
-// and what it returns counts whole pages before that one.
+// ReadAt implements io.ReaderAt. It stops at an unreadable page; n then ends where
+// that page begins.
 func (m *Mapped) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read offset %d: %w", off, os.ErrInvalid)

@@ -259,6 +259,13 @@ func parseUnused(point *mount.MountPoint, devices []device, pool *mount.Pool, lo
 		images = append(images, at...)
 		found = append(found, what...)
 	}
+	if len(found) == 0 {
+		for _, r := range own.snapshots() {
+			if images, found = parseRoot(own, r, all, used, warn); len(found) > 0 {
+				break
+			}
+		}
+	}
 	images, left := leaveOutPayload(images, own, log)
 	if left > 0 {
 		found = append(found, fmt.Sprintf("%d entries of this payload left out", left))
@@ -291,7 +298,11 @@ func parseRoot(own *volume, r root, all []*volume, used func(once string) bool, 
 		warn(r.prefix+"/loader", w)
 	}
 	var spec []image
+	vars := environment(r.files)
 	for _, e := range config.Entries {
+		if vars != nil && strings.Contains(e.Cmdline, "$") {
+			e.Cmdline = grub.Substitute(e.Cmdline, vars)
+		}
 		e.Kernel.Name = inBoot(r.files, e.Kernel.Name)
 		for j := range e.Initrds {
 			e.Initrds[j].Name = inBoot(r.files, e.Initrds[j].Name)
@@ -363,6 +374,17 @@ func withoutShown(spec, shown []image) []image {
 		kernels[bootconfig.Clean(i.Kernel.Name)] = true
 	}
 	return slices.DeleteFunc(spec, func(s image) bool { return kernels[bootconfig.Clean(s.Kernel.Name)] })
+}
+
+// environment is GRUB's environment block, nil without one. Fedora's entries
+// have variables of it, be they read by GRUB or not.
+func environment(files fs.FS) map[string]string {
+	for _, name := range []string{"grub2/grubenv", "boot/grub2/grubenv", "grub/grubenv", "boot/grub/grubenv"} {
+		if b, err := bootconfig.ReadFile(files, name); err == nil {
+			return grub.ParseEnv(b)
+		}
+	}
+	return nil
 }
 
 // grubNames are the GRUB configurations that are there, the first to be tried

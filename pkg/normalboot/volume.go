@@ -127,6 +127,29 @@ func (v *volume) roots() []root {
 	return all
 }
 
+// snapshots are the roots of openSUSE's snapshots, the newest first: one of
+// them is the default subvolume, which may not be known.
+func (v *volume) snapshots() (all []root) {
+	if v.point.FSType != "btrfs" {
+		return nil
+	}
+	for _, pattern := range []string{"*/.snapshots/*/snapshot", ".snapshots/*/snapshot"} {
+		names, err := fs.Glob(folder(v.point.Path), pattern)
+		if err != nil {
+			continue
+		}
+		number := func(name string) int {
+			n, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			return n
+		}
+		slices.SortFunc(names, func(a, b string) int { return number(b) - number(a) })
+		for _, name := range names[:min(len(names), maxSubvolumes)] {
+			all = append(all, root{folder(filepath.Join(v.point.Path, name)), "/" + name})
+		}
+	}
+	return all
+}
+
 // grubMachine is the machine as a GRUB configuration on one of its volumes
 // sees it.
 type grubMachine struct {

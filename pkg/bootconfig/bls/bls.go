@@ -77,7 +77,8 @@ func ReadEntries(fsys fs.FS, dir, arch string) (entries []Entry, warnings []stri
 // whole value.
 func lines(b []byte) func(yield func(key, value string) bool) {
 	return func(yield func(key, value string) bool) {
-		for line := range strings.FieldsFuncSeq(string(b), func(r rune) bool { return r == '\n' || r == '\r' }) {
+		text := strings.TrimPrefix(string(b), "\ufeff") // as some editors begin a file
+		for line := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '\n' || r == '\r' }) {
 			line = strings.Trim(line, " \t")
 			if line == "" || line[0] == '#' {
 				continue

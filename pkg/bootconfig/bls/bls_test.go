@@ -21,7 +21,7 @@ func files(content map[string]string) fstest.MapFS {
 }
 
 func TestParseEntry(t *testing.T) {
-	got, ok := ParseEntry("0123-6.1+3-2.conf", []byte("# comment\ntitle\t Debian  GNU/Linux \nversion 6.1\nmachine-id 0123\nsort-key debian\n"+
+	got, ok := ParseEntry("0123-6.1+3-2.conf", []byte("\ufeff# comment\ntitle\t Debian  GNU/Linux \nversion 6.1\nmachine-id 0123\nsort-key debian\n"+
 		"architecture x64\r\nlinux \\0123\\6.1\\linux\ninitrd /ucode\ninitrd 0123/initrd\noptions\troot=UUID=1  ro\noptions \"quoted whole\"\noptions a=\"b c\" d=\"e\"\ndevicetree /x.dtb\nunknown x\nbare\n"), "amd64")
 	want := Entry{
 		Entry: bootconfig.Entry{ID: "0123-6.1.conf", Title: "Debian  GNU/Linux", Version: "6.1", Kernel: bootconfig.Path{Name: "/0123/6.1/linux"},

@@ -135,6 +135,13 @@ func read(m Machine, name string, again bool) (Config, error) {
 	return c.out, nil
 }
 
+// Substitute replaces the variables of an environment block in a BootLoaderSpec
+// entry's text, as blscfg does; those that aren't set by nothing.
+func Substitute(text string, vars map[string]string) string {
+	in := &interpreter{scope: &scope{vars: vars}}
+	return in.substitute(text)
+}
+
 // chooser turns menus into entries.
 type chooser struct {
 	*interpreter

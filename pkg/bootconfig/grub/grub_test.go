@@ -118,6 +118,7 @@ func TestScript(t *testing.T) {
 		{"variables", `set a="1 2"; set b=; menuentry m { linux /k $a "$a" $b "$b" ${a}x x$a }`, []string{`m: /k 1 2 "1 2"  1 2x x1 2`}},
 		{"a variable that isn't set", `menuentry m { linux /k ro$vt_handoff $vt_handoff quiet }`, []string{"m: /k ro quiet"}},
 		{"a variable in single quotes", `menuentry m { linux /k '$a' "\$a" }`, []string{"m: /k $a $a"}},
+		{"a text to translate", `menuentry $"a b" { linux /k $ "$" a$ }`, []string{"a b: /k $ $ a$"}},
 		{"continued line", "menuentry m { linux /k a \\\n b }", []string{"m: /k a b"}},
 		{"comments", "# menuentry x { linux /x }\nmenuentry m { # text }\n linux /k a#b # c\n}", []string{"m: /k a#b"}},
 		{"set without set", `x=5; menuentry m { linux /k $x }`, []string{"m: /k 5"}},

@@ -225,8 +225,10 @@ func (p *parser) lexWord() (w word, err error) {
 				p.at += n
 				continue
 			}
+			if p.at++; p.at < len(p.text) && p.text[p.at] == '"' {
+				continue // $"..." is a text that may be translated
+			}
 			text.WriteByte(c)
-			p.at++
 		default:
 			text.WriteByte(c)
 			p.at++

@@ -267,8 +267,8 @@ func arm(c *call) error {
 	if err != nil {
 		return err
 	}
-	if done.Warning != "" {
-		fmt.Fprintf(c.stderr, "warmcore: arm: %s\n", done.Warning)
+	for _, w := range done.Warnings {
+		fmt.Fprintf(c.stderr, "warmcore: arm: warning: %s\n  %s\n", w.Reason, w.Remedy)
 	}
 	return c.print(done, fmt.Sprintf("armed: kernel %s, registers of %d CPUs, stub of %v", done.Release, done.CPUs, done.CrashArea))
 }

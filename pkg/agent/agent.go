@@ -36,6 +36,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/physmem"
+	"github.com/warmcore/warmcore/pkg/readiness"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
@@ -223,7 +224,7 @@ func (s *System) open(write bool) (*session, error) {
 
 // noMemory explains why physical memory can't be reached.
 func (s *System) noMemory(err error) error {
-	if mode := s.lockdown(); mode != "none" {
+	if mode := readiness.Lockdown(os.DirFS(s.Root)); mode != "none" {
 		return blind("boot without lockdown (Secure Boot turns it on)", "kernel lockdown is %s, which forbids /dev/mem", mode)
 	}
 	switch {

@@ -49,7 +49,7 @@ func (amd64) area() stubArea {
 	return stubArea{size: stub.AMD64Size, align: phys.PageSize, top: 4 * phys.GiB, kernel: "crashkernel=1M"}
 }
 
-func (amd64) check(x *session) error { return x.encrypted() }
+func (amd64) check(*session) error { return nil }
 
 func (s *System) amd64() (m amd64, err error) {
 	if m.apicIDs, err = s.apicIDs(); err != nil {
@@ -159,41 +159,4 @@ func resetRegister(f acpi.FADT) stub.ResetRegister {
 		return stub.ResetRegister{Space: stub.SpaceMemory, Address: r.Address, Value: f.ResetValue}
 	}
 	return stub.ResetRegister{}
-}
-
-// encrypted refuses if memory is encrypted with a key that a reset changes:
-// what was preserved would be noise.
-func (s *System) encrypted() error {
-	const todo = "turn memory encryption off (kernel: mem_encrypt=off), or use kdump"
-	line, err := s.cmdline()
-	if err != nil {
-		return err
-	}
-	if mode, _ := line.Last("mem_encrypt"); mode.Value == "on" {
-		return refuse(todo, "memory encryption is on (mem_encrypt=on), and a reset changes its key")
-	}
-	// Signs of a guest that is encrypted. The flag sme only says that the CPU
-	// could.
-	guest := ""
-	if _, err := os.Stat(s.path("dev/sev-guest")); err == nil {
-		guest = "SEV-SNP"
-	}
-	err = s.cpuInfo(func(key, value string) error {
-		if key != "flags" || guest != "" {
-			return nil
-		}
-		for _, f := range strings.Fields(value) {
-			if f == "tdx_guest" {
-				guest = f
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if guest != "" {
-		return refuse("use kdump", "this is a confidential guest (%s), whose memory no reset preserves", guest)
-	}
-	return nil
 }

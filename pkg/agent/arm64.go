@@ -58,18 +58,8 @@ func (s *System) arm64() (m arm64, err error) {
 	return m, nil
 }
 
-// check refuses where the running kernel's view of memory is not the plan's.
+// check refuses where memory could not be given back after a crash.
 func (arm64) check(x *session) error {
-	ioMem, err := x.ioMem()
-	if err != nil {
-		return err
-	}
-	// What has been lent is "System RAM (kmem)".
-	ram := phys.NewSet(ioMem.Named("System RAM")...)
-	if in := ram.Intersect(x.plan(registration.RoleHandoff, registration.RoleWindow, registration.RoleDestination)); len(in) > 0 {
-		return refuse("boot through the payload, with the device tree that it makes: firmware's own memory map (EFI, ACPI) doesn't hide it",
-			"this kernel uses memory that a reset overwrites or a dump needs: %v", in)
-	}
 	size, err := x.hotplug().BlockSize()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no memory hotplug: Missing warns

@@ -108,12 +108,11 @@ func TestArmARM64Refusals(t *testing.T) {
 		}, "memory blocks are 512 MiB, and the payload planned with 128 MiB"},
 		{"memory map is firmware's", func(m *testMachine) {
 			m.file("proc/iomem", "00000000-7fffffff : System RAM\n  10001000-101fffff : Crash kernel\n")
-		}, "this kernel uses memory that a reset overwrites or a dump needs"},
+		}, "overwrites 770 MiB that this kernel uses"},
 		{"crash memory too small", func(m *testMachine) {
 			m.file("proc/iomem", "00000000-17dfffff : System RAM\n  10001000-1001efff : Crash kernel\n")
 		}, "want 64 KiB below 256 TiB"},
 		{"device tree and command line differ", func(m *testMachine) { handoffNode(m, 0x30000000) }, "but 20000000-201fffff on the kernel command line"},
-		{"firmware will clear memory", func(m *testMachine) { m.file(overwriteRequestFile, "\x07\x00\x00\x00\x01") }, "asked to clear memory"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := plainARM64(t)
@@ -121,7 +120,7 @@ func TestArmARM64Refusals(t *testing.T) {
 			before := string(m.memory.bytes)
 			done, err := m.Arm()
 			wantRefusal(t, err, tc.want)
-			if done != (Armed{}) || len(m.done) != 0 || string(m.memory.bytes) != before {
+			if done.CPUs != 0 || len(m.done) != 0 || string(m.memory.bytes) != before {
 				t.Errorf("refused, but did %v (%+v)", m.done, done)
 			}
 		})
@@ -162,7 +161,7 @@ func TestArmWithoutZoneDevice(t *testing.T) {
 	m.file("lib/modules/6.12.0-test/modules.dep", "kernel/drivers/nvdimm/of_pmem.ko:\nkernel/drivers/dax/kmem.ko:\n")
 	m.file("lib/modules/6.12.0-test/modules.builtin", "")
 	done, err := m.Arm()
-	if err != nil || !strings.Contains(done.Warning, "it has no dax_pmem") {
+	if err != nil || len(done.Warnings) != 1 || !strings.Contains(done.Warnings[0].Reason, "has no dax_pmem") {
 		t.Errorf("Arm = %+v, %v; want a warning about dax_pmem", done, err)
 	}
 	_, err = m.Lend()

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/readiness"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
@@ -18,7 +20,9 @@ type Armed struct {
 	CrashArea MemoryRange `json:"crash_area"` // where the stub is
 	Release   string      `json:"release"`    // of the running kernel
 	Rearmed   bool        `json:"rearmed"`    // it was armed before
-	Warning   string      `json:"warning,omitempty"`
+
+	// Warnings are what a dump would lack, or cost, all the same.
+	Warnings []readiness.Check `json:"warnings,omitempty"`
 }
 
 // Arm registers the running kernel and loads the stub: a crash from now on is
@@ -29,7 +33,7 @@ func (s *System) Arm() (Armed, error) {
 		return Armed{}, err
 	}
 	defer x.close()
-	machine, err := x.armable()
+	machine, warnings, err := x.armable()
 	if err != nil {
 		return Armed{}, err
 	}
@@ -48,7 +52,8 @@ func (s *System) Arm() (Armed, error) {
 	}
 
 	b := x.block
-	done := Armed{CPUs: k.cpus, CrashArea: memoryRange(segment.Range), Release: k.identity.Release, Rearmed: b.State == registration.Armed}
+	done := Armed{CPUs: k.cpus, CrashArea: memoryRange(segment.Range), Release: k.identity.Release, Rearmed: b.State == registration.Armed,
+		Warnings: warnings}
 	b.State = registration.Armed
 	b.Identity = k.identity
 	b.Identity.Nonce = nonce
@@ -63,25 +68,113 @@ func (s *System) Arm() (Armed, error) {
 		return Armed{}, fmt.Errorf("arm: %w", err)
 	}
 	if missing := s.hotplug().Missing(k.identity.Release); len(missing) > 0 {
-		done.Warning = fmt.Sprintf("after a crash this kernel can save the dump but not take memory back before its next boot: it has no %s",
-			strings.Join(missing, ", "))
+		done.Warnings = append(done.Warnings, readiness.Check{Name: "hotplug", Verdict: readiness.Warn,
+			Reason: fmt.Sprintf("after a crash memory comes back only with the next boot: this kernel has no %s", strings.Join(missing, ", ")),
+			Remedy: "for one boot less, use a kernel with CONFIG_ZONE_DEVICE and install its modules"})
 	}
 	return done, nil
 }
 
 // armable checks that the machine can keep the promise that Arm makes.
-func (x *session) armable() (machine, error) {
+// The warnings are what it can't promise.
+func (x *session) armable() (m machine, warnings []readiness.Check, err error) {
 	if err := x.promised(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := x.preconditions(); err != nil {
-		return nil, err
+	checks, err := x.checks()
+	if err != nil {
+		return nil, nil, err
 	}
-	m, err := x.machine()
+	for _, c := range checks {
+		switch c.Verdict {
+		case readiness.Refuse:
+			return nil, nil, refuse(c.Remedy, "%s", c.Reason)
+		case readiness.Warn:
+			warnings = append(warnings, c)
+		}
+	}
+	if m, err = x.machine(); err != nil {
+		return nil, nil, err
+	}
+	if err := m.check(x); err != nil {
+		return nil, nil, err
+	}
+	return m, warnings, nil
+}
+
+// checks are the conditions of arming that have a name.
+func (x *session) checks() ([]readiness.Check, error) {
+	list := readiness.Kernel(os.DirFS(x.Root))
+	memory, err := x.memoryCheck()
 	if err != nil {
 		return nil, err
 	}
-	return m, m.check(x)
+	list = append(list, readiness.Kept(x.kept()))
+	return append(list, memory), nil
+}
+
+// memoryCheck compares the memory that the running kernel uses for itself with
+// the plan.
+func (x *session) memoryCheck() (readiness.Check, error) {
+	inUse, err := x.kernelMemory()
+	if err != nil {
+		return readiness.Check{}, err
+	}
+	// Firmware's first MiB on x86 is in no plan and in no dump, and kernels
+	// keep out of it.
+	dumped := x.plan(registration.RoleBoot, registration.RolePreserved).Union(phys.Set{{Start: 0, End: phys.MiB}})
+	overwritten := x.plan(registration.RoleWindow, registration.RoleHandoff, registration.RoleDestination)
+	return readiness.Memory(inUse, dumped, overwritten), nil
+}
+
+// kernelMemory is the RAM that the running kernel uses, without memory blocks
+// that are offline or hold user pages only.
+func (x *session) kernelMemory() (phys.Set, error) {
+	m, err := x.ioMem()
+	if err != nil {
+		return nil, err
+	}
+	var ram []phys.Range
+	for _, e := range m.Entries {
+		// What a driver has added is "System RAM (kmem)", or the like.
+		if e.Name == "System RAM" || strings.HasPrefix(e.Name, "System RAM (") {
+			ram = append(ram, e.Range)
+		}
+	}
+	blocks, err := x.hotplug().Blocks(phys.Set{{Start: 0, End: 1 << 63}})
+	if errors.Is(err, fs.ErrNotExist) {
+		return phys.NewSet(ram...), nil // a kernel without memory hotplug
+	}
+	if err != nil {
+		return nil, err
+	}
+	var other []phys.Range
+	for _, b := range blocks {
+		if !b.Online() || b.Movable() {
+			other = append(other, b.Range)
+		}
+	}
+	return phys.NewSet(ram...).Minus(phys.NewSet(other...)), nil
+}
+
+// kept is how many bytes of preserved memory this kernel could be given but has
+// not: in whole memory blocks.
+func (x *session) kept() uint64 {
+	size, err := x.hotplug().BlockSize()
+	if err != nil || !x.captureBoot() {
+		return 0
+	}
+	p, err := x.parts()
+	if err != nil {
+		return 0
+	}
+	var online []phys.Range
+	for _, b := range p.preserved {
+		if b.Online() {
+			online = append(online, b.Range)
+		}
+	}
+	return x.plan(registration.RolePreserved).AlignIn(size).Minus(phys.NewSet(online...)).Size()
 }
 
 // promised checks the state that the machine is in.
@@ -100,63 +193,6 @@ func (x *session) promised() error {
 	case !x.plan(registration.RoleHandoff).Contains(x.area.Range()):
 		return refuse("boot through the payload again", "the payload planned its handoff area at %v, the command line says %v",
 			x.plan(registration.RoleHandoff), x.area.Range())
-	}
-	return nil
-}
-
-// preconditions are what the running system must be like.
-func (s *System) preconditions() error {
-	if mode := s.lockdown(); mode != "none" {
-		return refuse("boot without lockdown (Secure Boot turns it on)", "kernel lockdown is %s, which forbids to load the stub", mode)
-	}
-	switch disabled, err := s.read("proc/sys/kernel/kexec_load_disabled"); {
-	case errors.Is(err, fs.ErrNotExist):
-		return refuse("use a kernel with CONFIG_KEXEC", "this kernel has no kexec_load")
-	case err != nil:
-		return err
-	case disabled != "0":
-		return refuse("remove the setting and reboot: it can't be unset", "kernel.kexec_load_disabled is set")
-	}
-	switch size, err := s.read("sys/kernel/kexec_crash_size"); {
-	case errors.Is(err, fs.ErrNotExist):
-		return refuse("use a kernel with CONFIG_CRASH_DUMP", "this kernel can't load a crash image")
-	case err != nil:
-		return err
-	case size == "0":
-		return refuse("see why in `dmesg | grep -i crash`: the payload asks for crashkernel=", "no memory is reserved for the stub")
-	}
-	return s.overwriteRequested()
-}
-
-// lockdown returns the kernel's lockdown mode, none where it has no lockdown.
-func (s *System) lockdown() string {
-	text, err := s.read("sys/kernel/security/lockdown")
-	if err != nil {
-		return "none"
-	}
-	if _, rest, ok := strings.Cut(text, "["); ok {
-		if mode, _, ok := strings.Cut(rest, "]"); ok {
-			return mode
-		}
-	}
-	return "none"
-}
-
-// overwriteRequestFile is the EFI variable with which an operating system
-// asks firmware to clear memory at the next reset (TCG PC Client Platform
-// Reset Attack Mitigation Specification 1.10, section 4.1).
-const overwriteRequestFile = "sys/firmware/efi/efivars/MemoryOverwriteRequestControl-e20939be-32d4-41be-a150-897f85d49829"
-
-// overwriteRequested refuses if firmware will clear memory at the next reset.
-func (s *System) overwriteRequested() error {
-	b, err := s.readBytes(overwriteRequestFile)
-	if err != nil || len(b) < 5 {
-		return nil // no such variable: nobody asked
-	}
-	// efivarfs puts 4 bytes of attributes in front.
-	if b[4]&1 != 0 {
-		return refuse("boot a kernel that doesn't ask for it (the EFI stub of one with CONFIG_RESET_ATTACK_MITIGATION does), through the payload",
-			"firmware has been asked to clear memory at the next reset (MemoryOverwriteRequestControl is %#x)", b[4])
 	}
 	return nil
 }

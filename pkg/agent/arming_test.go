@@ -86,6 +86,47 @@ func TestArmAfterRelease(t *testing.T) {
 	}
 }
 
+// A block of the destination that holds user pages only is as it should be.
+func TestArmLent(t *testing.T) {
+	m := plainBoot(t)
+	if _, err := m.Lend(); err != nil {
+		t.Fatal(err)
+	}
+	m.file("proc/iomem", "00100000-17ffffff : System RAM\n  10000000-100fffff : Crash kernel\n18000000-1fffffff : System RAM (kmem)\n50000000-77ffffff : System RAM (kmem)\n")
+	if _, err := m.Arm(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Memory that the plan doesn't have is named, with its size.
+func TestArmMemoryAdded(t *testing.T) {
+	m := plainBoot(t)
+	m.file("proc/iomem", "00100000-17ffffff : System RAM\n  10000000-100fffff : Crash kernel\n100000000-107ffffff : System RAM\n")
+	done, err := m.Arm()
+	if err != nil || len(done.Warnings) != 1 || !strings.Contains(done.Warnings[0].Reason, "128 MiB of kernel memory, from 0x100000000 on, would be in no dump") {
+		t.Errorf("warnings %+v, error %v", done.Warnings, err)
+	}
+}
+
+// What the dump of the next crash would hold of the last one is said.
+func TestArmWhileReleasing(t *testing.T) {
+	m := captureBoot(t)
+	m.setBlock(registration.Releasing, nil)
+	done, err := m.Arm()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(done.Warnings) != 1 || !strings.Contains(done.Warnings[0].Reason, "640 MiB of the last dump is not given back") {
+		t.Errorf("before anything was released: %+v", done.Warnings)
+	}
+	if _, err := m.Release(false); err != nil {
+		t.Fatal(err)
+	}
+	if done, err = m.Arm(); err != nil || len(done.Warnings) != 0 {
+		t.Errorf("when all was released: %+v, %v", done.Warnings, err)
+	}
+}
+
 func TestArmRefusals(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -120,6 +161,9 @@ func TestArmRefusals(t *testing.T) {
 		{"no crash images", func(m *testMachine) { m.remove("sys/kernel/kexec_crash_size") }, "can't load a crash image"},
 		{"no crash memory", func(m *testMachine) { m.file("sys/kernel/kexec_crash_size", "0\n") }, "no memory is reserved"},
 		{"crash memory above 4 GiB", func(m *testMachine) {
+			m.setBlock(registration.Prearmed, func(b *registration.Block) {
+				b.Plan = append(b.Plan[:len(b.Plan):len(b.Plan)], registration.PlanRange{Role: registration.RolePreserved, Range: phys.Range{Start: 4 * phys.GiB, End: 6 * phys.GiB}})
+			})
 			m.file("proc/iomem", "00001000-0009fbff : System RAM\n100000000-17fffffff : System RAM\n  110000000-1100fffff : Crash kernel\n")
 		}, "below 4 GiB"},
 		{"iomem without addresses", func(m *testMachine) {
@@ -128,7 +172,9 @@ func TestArmRefusals(t *testing.T) {
 		{"memory encryption", func(m *testMachine) { m.file("proc/cmdline", plainCmdline+" mem_encrypt=on\n") }, "memory encryption is on"},
 		{"TDX guest", func(m *testMachine) { m.file("proc/cpuinfo", "flags\t: fpu tdx_guest\n") }, "confidential guest (tdx_guest)"},
 		{"SEV-SNP guest", func(m *testMachine) { m.file("dev/sev-guest", "") }, "confidential guest (SEV-SNP)"},
-		{"firmware will clear memory", func(m *testMachine) { m.file(overwriteRequestFile, "\x07\x00\x00\x00\x01") }, "asked to clear memory"},
+		{"the destination is online for the kernel, too", func(m *testMachine) {
+			m.file("proc/iomem", "00100000-17ffffff : System RAM\n50000000-57ffffff : System RAM (kmem)\n")
+		}, "overwrites 128 MiB that this kernel uses, from 0x50000000 on"},
 		{"no low memory", func(m *testMachine) {
 			m.file("sys/firmware/memmap/0/start", "0x100000\n")
 			m.file("sys/firmware/memmap/0/end", "0x7fffffff\n")
@@ -147,7 +193,7 @@ func TestArmRefusals(t *testing.T) {
 			before := string(m.memory.bytes)
 			done, err := m.Arm()
 			wantRefusal(t, err, tc.want)
-			if done != (Armed{}) || len(m.done) != 0 || string(m.memory.bytes) != before {
+			if done.CPUs != 0 || len(m.done) != 0 || string(m.memory.bytes) != before {
 				t.Errorf("refused, but did %v (%+v)", m.done, done)
 			}
 		})

@@ -9,6 +9,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/readiness"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
@@ -135,7 +136,13 @@ func (x *session) armed() (bool, string) {
 	if id, err := x.identity(); err == nil && id.BootID != x.block.Identity.BootID {
 		return false, "it was another boot that armed: run `warmcore arm`"
 	}
-	return true, "a panic or a reset now is dumped"
+	switch memory, err := x.memoryCheck(); {
+	case err != nil:
+		return false, fmt.Sprintf("which memory this kernel uses is not known: %v", err)
+	case memory.Verdict == readiness.Refuse:
+		return false, memory.Reason + ": " + memory.Remedy
+	}
+	return true, "a panic or a reset now is dumped, unless another program has replaced the stub: the kernel doesn't tell"
 }
 
 func (x *session) measure(m *StatusMemory) {

@@ -93,6 +93,15 @@ func TestStatus(t *testing.T) {
 			m.file("sys/kernel/kexec_crash_loaded", "1\n")
 			return m
 		}, armed: true, why: "a panic or a reset now is dumped", state: "armed", boot: "plain", lent: 6},
+		{name: "the destination is online for the kernel, too", setup: func(t *testing.T) *testMachine {
+			m := plainBoot(t)
+			if _, err := m.Arm(); err != nil {
+				t.Fatal(err)
+			}
+			m.file("sys/kernel/kexec_crash_loaded", "1\n")
+			m.file("proc/iomem", "00100000-17ffffff : System RAM\n50000000-57ffffff : System RAM (kmem)\n")
+			return m
+		}, why: "overwrites 128 MiB that this kernel uses", state: "armed", boot: "plain"},
 		{name: "stub unloaded", setup: func(t *testing.T) *testMachine {
 			m := plainBoot(t)
 			if _, err := m.Arm(); err != nil {

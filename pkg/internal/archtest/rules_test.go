@@ -73,6 +73,7 @@ var layers = map[string]layer{
 
 	"pkg/normalboot": flows,
 	"pkg/payload":    flows,
+	"pkg/readiness":  flows,
 	"pkg/agent":      flows,
 	"pkg/dumpwriter": flows,
 

@@ -60,6 +60,7 @@ type verb struct {
 
 type options struct {
 	json, discard, verbose, verify bool
+	check                          bool // exit code by what status says
 	dump                           dumpFlags
 	read                           string // where save reads memory
 }
@@ -72,7 +73,9 @@ type call struct {
 }
 
 var verbs = []verb{
-	{name: "status", does: "say whether a crash now would be dumped, and where memory is", run: status},
+	{name: "status", does: "say whether a crash now would be dumped, and where memory is", run: status, flags: func(f *flag.FlagSet, o *options) {
+		f.BoolVar(&o.check, "check", false, "exit with 0 only if a crash now would be dumped, else with 3: for monitoring")
+	}},
 	{name: "arm", does: "register this kernel and load the stub: a crash from now on is dumped", run: arm},
 	{name: "disarm", does: "undo arm: a reset is no crash any more", run: disarm},
 	{name: "save", args: "[DIRECTORY | -]", does: "write the dump (default: into a new directory below /var/crash)", maxArgs: 1, run: saveDump, flags: func(f *flag.FlagSet, o *options) {
@@ -212,6 +215,9 @@ func (c *call) finish(name string, err error) int {
 	if err == nil {
 		return exitDone
 	}
+	if errors.Is(err, errNotArmed) {
+		return exitRefused // status has printed all there is to say
+	}
 	out := failure{Schema: 1, Verb: name, Exit: exitFailed, Error: err.Error()}
 	var refusal *outcome.Refusal
 	var nothing *outcome.Nothing
@@ -225,7 +231,11 @@ func (c *call) finish(name string, err error) int {
 	case errors.As(err, &nothing):
 		out.Exit = exitNothing
 	}
-	fmt.Fprintf(c.stderr, "warmcore: %s: %v\n", name, err)
+	if out.Todo != "" {
+		fmt.Fprintf(c.stderr, "warmcore: %s: %s\nto do: %s\n", name, out.Error, out.Todo)
+	} else {
+		fmt.Fprintf(c.stderr, "warmcore: %s: %v\n", name, err)
+	}
 	var reported reportedError
 	if c.json && !errors.As(err, &reported) {
 		if err := c.printJSON(out); err != nil {
@@ -259,8 +269,18 @@ func status(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.print(st, st.Lines()...)
+	if err := c.print(st, st.Lines()...); err != nil {
+		return err
+	}
+	// A machine without the payload gets the same exit code from every verb.
+	if st.Handoff == "" || c.check && !st.Armed {
+		return errNotArmed
+	}
+	return nil
 }
+
+// errNotArmed is for status, which says on standard output what is missing.
+var errNotArmed = errors.New("not armed")
 
 func arm(c *call) error {
 	done, err := c.system.Arm()

@@ -65,17 +65,17 @@ func TestRun(t *testing.T) {
 		{"too many arguments", []string{"arm", "now"}, exitUsage, "", "warmcore: arm: too many arguments: 1, want at most 0: `warmcore arm --help`"},
 		{"save to an empty name", []string{"save", ""}, exitUsage, "", "warmcore: save: an argument is empty"},
 		{"dmesg of an empty name", []string{"dmesg", ""}, exitUsage, "", "warmcore: dmesg: an argument is empty"},
-		{"status", []string{"status"}, exitDone, "not armed: this kernel was not started by the warmcore payload", ""},
-		{"status as JSON", []string{"status", "--json"}, exitDone, `"armed": false`, ""},
-		{"arm", []string{"arm"}, exitRefused, "", "warmcore: arm: this kernel was not started by the warmcore payload: no warmcore.handoff= on the kernel command line: install the payload"},
+		{"status", []string{"status"}, exitRefused, "not armed: this kernel was not started by the warmcore payload", ""},
+		{"status as JSON", []string{"status", "--json"}, exitRefused, `"armed": false`, ""},
+		{"arm", []string{"arm"}, exitRefused, "", "warmcore: arm: this kernel was not started by the warmcore payload: no warmcore.handoff= on the kernel command line\nto do: install the payload"},
 		{"disarm", []string{"disarm"}, exitRefused, "", "warmcore: disarm: this kernel"},
-		{"save", []string{"save"}, exitNothing, "", "warmcore: save: nothing to save"},
+		{"save", []string{"save"}, exitRefused, "", "warmcore: save: this kernel"},
 		{"save in an unknown format", []string{"save", "--format", "tar"}, exitUsage, "", `format "tar", want kdump or elf`},
 		{"save with an unknown compression", []string{"save", "--compress", "lzo"}, exitUsage, "", `compression "lzo", want zstd`},
 		{"save by an unknown way", []string{"save", "--read", "mem"}, exitUsage, "", `read from "mem": want vmcore or dax`},
 		{"save at an unknown level", []string{"save", "-d", "99"}, exitUsage, "", "dump level 99"},
 		{"save into too many files", []string{"save", "--split", "1000000"}, exitUsage, "", "1000000 files"},
-		{"save by dax without a dump", []string{"save", "--read", "dax"}, exitNothing, "", "warmcore: save: nothing to save"},
+		{"save by dax without a dump", []string{"save", "--read", "dax"}, exitRefused, "", "warmcore: save: this kernel"},
 		{"convert nothing", []string{"convert", "garbage"}, exitUsage, "", "warmcore: convert: want the dump"},
 		{"convert garbage", []string{"convert", "garbage", "new"}, exitFailed, "", "warmcore: convert: garbage: open dump:"},
 		{"convert a missing file", []string{"convert", "missing", "new"}, exitFailed, "", "missing: no such file"},
@@ -93,7 +93,7 @@ func TestRun(t *testing.T) {
 		{"lend", []string{"lend"}, exitRefused, "", "warmcore: lend: this kernel"},
 		{"reclaim", []string{"reclaim"}, exitRefused, "", "warmcore: reclaim: this kernel"},
 		{"log", []string{"log"}, exitRefused, "", "warmcore: log: this kernel"},
-		{"dmesg", []string{"dmesg"}, exitNothing, "", "warmcore: dmesg: there is no dump in this boot"},
+		{"dmesg", []string{"dmesg"}, exitRefused, "", "warmcore: dmesg: this kernel"},
 		{"dmesg of a missing file", []string{"dmesg", "missing"}, exitFailed, "", "missing: no such file"},
 		{"dmesg of a directory", []string{"dmesg", "proc"}, exitFailed, "", "open dump: proc is a directory"},
 		{"dmesg of an empty file", []string{"dmesg", "empty"}, exitFailed, "", "open dump: empty: the file is empty"},
@@ -213,5 +213,16 @@ func TestProgress(t *testing.T) {
 	l.end()
 	if short.Len() > 0 {
 		t.Errorf("something short showed progress: %q", short.String())
+	}
+}
+
+// Monitoring asks by the exit code.
+func TestStatusCheck(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	if got := run([]string{"status", "--check"}, environment{stdout: &stdout, stderr: &stderr, system: machine(t)}); got != exitRefused {
+		t.Errorf("exit code %d, want %d", got, exitRefused)
+	}
+	if !strings.HasPrefix(stdout.String(), "not armed: ") || stderr.Len() > 0 {
+		t.Errorf("stdout %q, stderr %q; want the status and nothing else", stdout.String(), stderr.String())
 	}
 }

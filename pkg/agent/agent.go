@@ -163,7 +163,7 @@ const todoLog = "`warmcore log` says what the payload decided"
 // errNoPayload is why the handoff area was not found.
 var errNoPayload = &outcome.Refusal{
 	What: "this kernel was not started by the warmcore payload: " + binding.ErrNone.Error(),
-	Todo: "install the payload into firmware and boot through it; if you did, it had no plan for this machine and said why on its console",
+	Todo: "install the payload, and boot through it; if you did, its console says why it had no plan",
 }
 
 var errBusy = &outcome.Refusal{What: handoff.ErrLocked.Error(), Todo: "wait until it is done"}
@@ -229,9 +229,9 @@ func (s *System) noMemory(err error) error {
 	}
 	switch {
 	case errors.Is(err, physmem.ErrFault):
-		return blind("look for the area in /proc/iomem and for memory errors in `dmesg`; warmcore.handoff= on the payload's command line, or its device tree, can place it elsewhere", "%v", err)
+		return blind("see /proc/iomem, and `dmesg` for memory errors; the payload's warmcore.handoff= can move it", "%v", err)
 	case errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist):
-		return blind("run it as root on the host; the kernel needs /dev/mem (CONFIG_DEVMEM), and lockdown (Secure Boot) forbids it", "%v", err)
+		return blind("run it as root on the host, on a kernel with CONFIG_DEVMEM and without lockdown", "%v", err)
 	}
 	return err
 }

@@ -68,8 +68,8 @@ func (arm64) check(x *session) error {
 		return err
 	}
 	if planned := x.block.Policy.BlockSize; planned != 0 && size > planned {
-		return refuse("boot a kernel with smaller pages (those of 64 KiB have memory blocks of 512 MiB), or have the payload plan with blocks of that size",
-			"this kernel's memory blocks are %s, and the payload planned with %s: memory could not be given back",
+		return refuse("boot a kernel with pages of 4 KiB, or start the payload with warmcore.block= of that size",
+			"this kernel's memory blocks are %s, and the payload planned with %s: no memory would come back",
 			phys.FormatSize(size), phys.FormatSize(planned))
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/dumpwriter"
 	"github.com/warmcore/warmcore/pkg/oldmem"
-	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
 )
 
@@ -24,7 +23,7 @@ func (s *System) Dmesg() (text []byte, lost int, err error) {
 	path := s.path(vmcoreFile)
 	src, err := oldmem.Open(path)
 	if errors.Is(err, oldmem.ErrNone) {
-		return nil, 0, &outcome.Nothing{What: "there is no dump in this boot"}
+		return nil, 0, s.noDump("")
 	}
 	if err != nil {
 		return nil, 0, err

@@ -44,7 +44,7 @@ func (s *System) Save(ctx context.Context, o SaveOptions) (m *manifest.Manifest,
 	}
 	src, err := oldmem.Open(s.path(vmcoreFile))
 	if errors.Is(err, oldmem.ErrNone) {
-		return nil, false, s.noDump()
+		return nil, false, s.noDump("nothing to save: ")
 	}
 	if err != nil {
 		return nil, false, err
@@ -106,10 +106,13 @@ func (s *System) Save(ctx context.Context, o SaveOptions) (m *manifest.Manifest,
 	return m, saved, nil
 }
 
-// noDump says why there is no /proc/vmcore.
-func (s *System) noDump() error {
-	nothing := &outcome.Nothing{What: "nothing to save: there is no dump in this boot"}
+// noDump says why there is no /proc/vmcore. what begins the sentence.
+func (s *System) noDump(what string) error {
+	nothing := &outcome.Nothing{What: what + "there is no dump in this boot"}
 	x, err := s.open(false)
+	if errors.Is(err, errNoPayload) {
+		return err
+	}
 	if err != nil {
 		return nothing
 	}

@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// A refusal is two lines on a terminal, reason and remedy. It walks all that
+// are in the source.
+func TestRefusalsFit(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		set := token.NewFileSet()
+		f, err := parser.ParseFile(set, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check := func(e ast.Expr) {
+			n := 0
+			ast.Inspect(e, func(n2 ast.Node) bool {
+				if l, ok := n2.(*ast.BasicLit); ok && l.Kind == token.STRING {
+					s, err := strconv.Unquote(l.Value)
+					if err != nil {
+						t.Fatal(err)
+					}
+					n += len(s)
+				}
+				return true
+			})
+			if n > 0 {
+				found++
+			}
+			if n >= 100 {
+				t.Errorf("%v: %d characters, want less than 100", set.Position(e.Pos()), n)
+			}
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.CallExpr:
+				if id, ok := n.Fun.(*ast.Ident); ok && (id.Name == "refuse" || id.Name == "blind") {
+					check(n.Args[0])
+					check(n.Args[1])
+				}
+			case *ast.KeyValueExpr:
+				if id, ok := n.Key.(*ast.Ident); ok && (id.Name == "What" || id.Name == "Todo") {
+					check(n.Value)
+				}
+			}
+			return true
+		})
+	}
+	if found < 40 {
+		t.Errorf("%d texts found, want all of them", found)
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/acpi/acpitest"
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/hotplug"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
@@ -75,7 +76,7 @@ func TestArmARM64(t *testing.T) {
 	if b.State != registration.Armed || b.Identity.Machine != elfcore.MachineARM64 {
 		t.Errorf("state %v, machine %d; want armed, %d", b.State, b.Identity.Machine, elfcore.MachineARM64)
 	}
-	wantMapping := registration.Mapping{DirectBase: 0xffff01bb40000000, TextVirt: 0xffffd15e4ec00000, TextPhys: 0x40200000, TextSize: 0x2b30000}
+	wantMapping := kernelmap.Mapping{DirectBase: 0xffff01bb40000000, TextVirt: 0xffffd15e4ec00000, TextPhys: 0x40200000, TextSize: 0x2b30000}
 	if diff := cmp.Diff(wantMapping, b.Mapping); diff != "" {
 		t.Errorf("mapping (-want +got):\n%s", diff)
 	}

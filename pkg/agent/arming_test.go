@@ -12,6 +12,7 @@ import (
 
 	"github.com/warmcore/warmcore/boot/stub"
 	"github.com/warmcore/warmcore/pkg/acpi"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
@@ -45,7 +46,7 @@ func TestArm(t *testing.T) {
 		},
 		CPUNotes:   []registration.Note{{Addr: 0x7f000000, Size: 368}, {Addr: 0x7f000200, Size: 368}},
 		VMCoreInfo: registration.Note{Addr: 0x1234000, Size: 0x1024},
-		Mapping:    registration.Mapping{DirectBase: 0xffff8ab040000000, TextVirt: 0xffffffff9a000000, TextPhys: 0x12000000, TextSize: 0x3400000},
+		Mapping:    kernelmap.Mapping{DirectBase: 0xffff8ab040000000, TextVirt: 0xffffffff9a000000, TextPhys: 0x12000000, TextSize: 0x3400000},
 	}
 	if diff := cmp.Diff(wantBlock, b); diff != "" {
 		t.Errorf("block (-want +got):\n%s", diff)
@@ -234,7 +235,7 @@ func TestArmWithoutKcore(t *testing.T) {
 	if _, err := m.Arm(); err != nil {
 		t.Fatal(err)
 	}
-	if got := m.block().Mapping; got != (registration.Mapping{}) {
+	if got := m.block().Mapping; got != (kernelmap.Mapping{}) {
 		t.Errorf("mapping is %+v, want none", got)
 	}
 }

@@ -1,17 +1,16 @@
 package agent
 
 import (
-	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
@@ -23,7 +22,7 @@ type kernel struct {
 	notes      []registration.Note
 	cpus       int // with notes
 	vmcoreinfo registration.Note
-	mapping    registration.Mapping
+	mapping    kernelmap.Mapping
 	crashArea  phys.Range
 }
 
@@ -185,37 +184,20 @@ func (s *System) ioMem() (memmap.Map, error) {
 	return m, err
 }
 
-// mapping reads the kernel's mappings out of the program headers of
-// /proc/kcore. Those of RAM and of the kernel's text have a physical address,
-// all others have p_paddr -1 (read_kcore_iter in fs/proc/kcore.c, v6.12). The
-// text lies above the direct map (x86: __START_KERNEL_map, arm64: the vmalloc
-// area). On arm64 the direct map need not begin with physical 0: the address
-// of that wraps.
-func (s *System) mapping() (registration.Mapping, error) {
+// mapping is the running kernel's, as /proc/kcore tells.
+func (s *System) mapping() (kernelmap.Mapping, error) {
 	f, err := os.Open(s.path("proc/kcore"))
 	if err != nil {
-		return registration.Mapping{}, err
+		return kernelmap.Mapping{}, err
 	}
 	defer f.Close()
 	h, err := elfcore.Read(f)
 	if err != nil {
-		return registration.Mapping{}, fmt.Errorf("%s: %w", f.Name(), err)
+		return kernelmap.Mapping{}, fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	loads := slices.DeleteFunc(h.Loads, func(l elfcore.Load) bool { return l.Phys == 1<<64-1 })
-	if len(loads) == 0 {
-		return registration.Mapping{}, fmt.Errorf("%s: no direct map in it", f.Name())
-	}
-	slices.SortFunc(loads, func(a, b elfcore.Load) int { return cmp.Compare(a.Virt, b.Virt) })
-	m := registration.Mapping{DirectBase: loads[0].Virt - loads[0].Phys}
-	text := len(loads) - 1
-	if l := loads[text]; l.Virt-l.Phys != m.DirectBase {
-		m.TextVirt, m.TextPhys, m.TextSize = l.Virt, l.Phys, l.Size
-		loads = loads[:text]
-	}
-	for _, l := range loads {
-		if base := l.Virt - l.Phys; base != m.DirectBase {
-			return registration.Mapping{}, fmt.Errorf("%s: two direct maps, at %#x and %#x", f.Name(), m.DirectBase, base)
-		}
+	m, err := kernelmap.FromCore(h)
+	if err != nil {
+		return kernelmap.Mapping{}, fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	return m, nil
 }

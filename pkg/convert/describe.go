@@ -6,16 +6,12 @@ import (
 	"fmt"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/vmcore"
-	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
-// Fixed points of address spaces (see vmcoreinfo).
-const (
-	startKernelMap = 0xffffffff80000000 // __START_KERNEL_map of x86-64
-	unameField     = 65                 // __NEW_UTS_LEN + 1
-)
+const unameField = 65 // __NEW_UTS_LEN + 1
 
 // describe returns what the headers say about the source: what it says itself,
 // completed from its memory. The error is for a machine that the format can't
@@ -63,7 +59,10 @@ func (j *job) complete() (info vmcore.Info, physBase uint64) {
 	if u, err := j.uname(v); err == nil && info.Uname.Nodename == "" {
 		info.Uname = u
 	}
-	return info, kdump.PhysBase(v.Numbers)
+	if physBase, err = kernelmap.PhysBase(v); err != nil {
+		j.warn("the dump's header has no base of the kernel's text", err)
+	}
+	return info, physBase
 }
 
 // uname reads init_uts_ns.
@@ -73,8 +72,12 @@ func (j *job) uname(v *vmcoreinfo.Info) (vmcore.Uname, error) {
 	if !ok || !ok2 {
 		return vmcore.Uname{}, errors.New("VMCOREINFO has no init_uts_ns")
 	}
+	at, err := kernelmap.Symbol(v, virt+off)
+	if err != nil {
+		return vmcore.Uname{}, err
+	}
 	b := make([]byte, 6*unameField)
-	if err := j.src.ReadPhys(b, imagePhys(v, virt+off)); err != nil {
+	if err := j.src.ReadPhys(b, at); err != nil {
 		return vmcore.Uname{}, err
 	}
 	var u vmcore.Uname
@@ -88,16 +91,6 @@ func (j *job) uname(v *vmcoreinfo.Info) (vmcore.Uname, error) {
 	return u, nil
 }
 
-// imagePhys returns the physical address of a symbol of the kernel's image:
-// __phys_addr_symbol (arch/x86/mm/physaddr.c) or __kimg_to_phys
-// (arch/arm64/include/asm/memory.h), in v6.12.
-func imagePhys(v *vmcoreinfo.Info, virt uint64) uint64 {
-	if off, ok := v.Numbers["kimage_voffset"]; ok {
-		return virt - uint64(off)
-	}
-	return virt - startKernelMap + uint64(v.Numbers["phys_base"])
-}
-
 // loads returns the source's loads or, where a kdump file doesn't keep them,
 // new ones: all memory in the direct map, and the kernel's image.
 func (j *job) loads() ([]vmcore.Load, error) {
@@ -108,7 +101,7 @@ func (j *job) loads() ([]vmcore.Load, error) {
 	direct := func(uint64) uint64 { return 0 }
 	if v, err := vmcoreinfo.Parse(j.info.VMCOREINFO); err != nil {
 		j.warn("where the kernel mapped its memory is not known", err)
-	} else if m, err := mapping(j.src, v, j.info.Machine); err != nil {
+	} else if m, err := mapping(j.src, v); err != nil {
 		j.warn("where the kernel mapped its memory is not known", err)
 	} else {
 		direct = func(addr uint64) uint64 { return m.DirectBase + addr }
@@ -127,21 +120,15 @@ func (j *job) warn(what string, err error) {
 	j.result.Warnings = append(j.result.Warnings, fmt.Sprintf("%s: %v", what, err))
 }
 
-// mapping returns where a kernel mapped its memory.
-func mapping(src vmcore.Dump, v *vmcoreinfo.Info, machine uint16) (vmcoreinfo.Mapping, error) {
-	switch machine {
-	case elfcore.MachineAMD64:
-		return vmcoreinfo.KernelMapping(src, v)
-	case elfcore.MachineARM64:
-	default:
-		return vmcoreinfo.Mapping{}, errors.New("machine is neither x86-64 nor arm64")
+// mapping returns where a kernel mapped its memory, as far as can be known
+// where page tables are not in the dump.
+func mapping(src vmcore.Dump, v *vmcoreinfo.Info) (kernelmap.Mapping, error) {
+	m, err := kernelmap.Read(src, v)
+	if err == nil {
+		return m, nil
 	}
-	bits, ok := v.Numbers["VA_BITS"]
-	start, ok2 := v.Numbers["PHYS_OFFSET"]
-	if !ok || !ok2 || bits < 36 || bits > 52 {
-		return vmcoreinfo.Mapping{}, errors.New("VMCOREINFO has no VA_BITS or PHYS_OFFSET")
+	if m, textErr := kernelmap.FromText(v); textErr == nil {
+		return m, nil
 	}
-	// PAGE_OFFSET since v5.4: the lowest address of the kernel's half
-	// (arch/arm64/include/asm/memory.h).
-	return vmcoreinfo.Mapping{DirectBase: -(uint64(1) << bits) - uint64(start)}, nil
+	return kernelmap.Mapping{}, err
 }

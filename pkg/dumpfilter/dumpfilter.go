@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
@@ -117,7 +118,7 @@ func New(m Memory, info *vmcoreinfo.Info, memory phys.Set, level Level) (*Filter
 		f.warnings.add(unknownLayout, err.Error())
 		return f, nil
 	}
-	tables, err := vmcoreinfo.KernelTables(m, info)
+	tables, err := kernelmap.Tables(m, info)
 	if err != nil {
 		f.warnings.add(unknownLayout, err.Error())
 		return f, nil
@@ -212,7 +213,7 @@ func (f *Filter) holds(pfn uint64) bool { return len(f.within(pfn, pfn+1)) > 0 }
 // and are not for two at a time.
 type worker struct {
 	f      *Filter
-	tables *vmcoreinfo.PageTables
+	tables *kernelmap.PageTables
 	buf    []byte
 }
 
@@ -224,7 +225,7 @@ func (f *Filter) worker() (*worker, error) {
 		f.idle = f.idle[:n-1]
 		return w, nil
 	}
-	tables, err := vmcoreinfo.KernelTables(f.mem, f.info)
+	tables, err := kernelmap.Tables(f.mem, f.info)
 	if err != nil {
 		return nil, fmt.Errorf("filter pages: %w", err)
 	}

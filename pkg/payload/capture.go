@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
@@ -74,10 +75,10 @@ func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
 
 	info := b.VMCoreInfo
 	if text, err := old.read(info); err != nil || !hasVMCoreInfo(text) {
-		var before registration.Mapping
+		var before kernelmap.Mapping
 		if b.Capture.Reason == registration.ReasonEarly {
 			// Nobody has registered since: it is the mapping of the boot before.
-			before, b.Mapping = b.Mapping, registration.Mapping{}
+			before, b.Mapping = b.Mapping, kernelmap.Mapping{}
 		}
 		found, mapping, err := p.findVMCoreInfo(before)
 		if err != nil {
@@ -88,7 +89,7 @@ func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
 			info = registration.Note{Addr: found.Addr, Size: found.Size}
 			b.VMCoreInfo = info
 			b.Identity.Release = clip(found.Info.Release, registration.MaxRelease)
-			if b.Mapping == (registration.Mapping{}) {
+			if b.Mapping == (kernelmap.Mapping{}) {
 				b.Mapping = mapping
 			}
 		}
@@ -120,7 +121,7 @@ func hasVMCoreInfo(text []byte) bool {
 // too, so a note must agree with page tables that are alive; those of the boot
 // right before, whose pages a kernel that died at once has not yet reused, are
 // known by their mapping, which KASLR makes another at each boot.
-func (p *Payload) findVMCoreInfo(before registration.Mapping) (vmcoreinfo.Candidate, registration.Mapping, error) {
+func (p *Payload) findVMCoreInfo(before kernelmap.Mapping) (vmcoreinfo.Candidate, kernelmap.Mapping, error) {
 	old := crashedMemory{p}
 	start := time.Now()
 	found := vmcoreinfo.Find(old, p.plan.Dumped(), nil)
@@ -128,8 +129,7 @@ func (p *Payload) findVMCoreInfo(before registration.Mapping) (vmcoreinfo.Candid
 		"found", len(found.Candidates), "unreadable", len(found.Holes))
 	var errs []error
 	for _, c := range found.Candidates {
-		m, err := vmcoreinfo.KernelMapping(old, c.Info)
-		mapping := registration.Mapping{DirectBase: m.DirectBase, TextVirt: m.TextVirt, TextPhys: m.TextPhys, TextSize: m.TextSize}
+		mapping, err := kernelmap.Read(old, c.Info)
 		switch {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("at %#x: %w", c.Addr, err))
@@ -139,13 +139,13 @@ func (p *Payload) findVMCoreInfo(before registration.Mapping) (vmcoreinfo.Candid
 			return c, mapping, nil
 		}
 	}
-	return vmcoreinfo.Candidate{}, registration.Mapping{}, errors.Join(append(errs,
+	return vmcoreinfo.Candidate{}, kernelmap.Mapping{}, errors.Join(append(errs,
 		fmt.Errorf("not found in %s of memory", phys.FormatSize(p.plan.Dumped().Size())))...)
 }
 
 // sameMapping compares what KASLR moves. The size of the text is left out: the
 // agent knows it to the byte, page tables to 2 MiB.
-func sameMapping(a, b registration.Mapping) bool {
+func sameMapping(a, b kernelmap.Mapping) bool {
 	return a.DirectBase == b.DirectBase && a.TextVirt == b.TextVirt && a.TextPhys == b.TextPhys
 }
 

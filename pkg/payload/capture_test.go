@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/normalboot"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/physmem/physmemtest"
@@ -58,7 +59,7 @@ func newCrash(t *testing.T) *crash {
 		arm(b)
 		b.CPUNotes = []registration.Note{c.notes[0], {}, c.notes[1]}
 		b.VMCoreInfo = c.info
-		b.Mapping = registration.Mapping{DirectBase: directBase}
+		b.Mapping = kernelmap.Mapping{DirectBase: directBase}
 	})
 	m.mem.Writable = phys.NewSet(slices.Concat(c.p.Boot, c.p.Destination, phys.Set{c.p.Handoff})...)
 	return c
@@ -390,7 +391,7 @@ func TestNotesLeftOut(t *testing.T) {
 		log       string
 	}{
 		{"nothing is known", func(_ *crash, b *registration.Block) {
-			b.CPUNotes, b.VMCoreInfo, b.Mapping = nil, registration.Note{}, registration.Mapping{}
+			b.CPUNotes, b.VMCoreInfo, b.Mapping = nil, registration.Note{}, kernelmap.Mapping{}
 		}, 1, 0, "warn: VMCOREINFO, error: at 0x20209000: find mapping of kernel 6.1.0-40-amd64: "},
 		{"note in the window", func(_ *crash, b *registration.Block) { b.CPUNotes[0].Addr = window.Start }, 3, 1, "warn: crash note, address: 0x18000000, error: memory 18000000-"},
 		{"note outside memory", func(_ *crash, b *registration.Block) { b.CPUNotes[0].Addr = 1 << 45 }, 3, 1, "warn: crash note, address: 0x200000000000"},
@@ -399,7 +400,7 @@ func TestNotesLeftOut(t *testing.T) {
 		{"note without registers", func(c *crash, b *registration.Block) { b.CPUNotes[0].Addr = c.p.Boot[0].Start + 0x200000 }, 4, 1, "registers_of_cpus: 1"},
 		{"VMCOREINFO elsewhere", func(c *crash, b *registration.Block) { b.VMCoreInfo.Addr = c.notes[1].Addr }, 3, 2, "warn: VMCOREINFO, error: at "},
 		{"a mapping that can't be", func(_ *crash, b *registration.Block) {
-			b.Mapping = registration.Mapping{DirectBase: ^uint64(0), TextVirt: 1 << 63, TextPhys: 0x100000, TextSize: ^uint64(0)}
+			b.Mapping = kernelmap.Mapping{DirectBase: ^uint64(0), TextVirt: 1 << 63, TextPhys: 0x100000, TextSize: ^uint64(0)}
 		}, 4, 2, "warn: ELF core header, warning: the kernel mapping"},
 	}
 	for _, tt := range tests {

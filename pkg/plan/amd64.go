@@ -15,7 +15,6 @@ import (
 //   - A kernel without SRAT knows a NUMA node only up to the end of the RAM
 //     that it boots with, and kmem refuses memory without one
 //     (dev_dax_kmem_probe in drivers/dax/kmem.c, v6.12): hence KeepTop.
-//   - The direct map is that of Documentation/arch/x86/x86_64/mm.rst (v6.12).
 var AMD64 = Arch{
 	Name:         "amd64",
 	Machine:      elfcore.MachineAMD64,
@@ -28,6 +27,4 @@ var AMD64 = Arch{
 	crashkernel:  "crashkernel=1M",
 	blacklist:    "kmem,dax_hmem,device_dax",
 	elfcorehdr:   true,
-	directBase:   0xffff888000000000,
-	directAlign:  1 << 63, // from 0 on
 }

@@ -40,10 +40,6 @@ type Arch struct {
 	crashkernel string // what holds the stub
 	blacklist   string // modules that would touch memory that is handed over
 	elfcorehdr  bool   // the ELF core header's place is on the command line
-
-	// directBase is where physical address 0 is mapped if RAM begins at 0;
-	// else the map begins at the start of RAM rounded down to directAlign.
-	directBase, directAlign uint64
 }
 
 // blockSize returns the memory block for a machine whose RAM ends at top.
@@ -52,12 +48,6 @@ func (a Arch) blockSize(top uint64) uint64 {
 		return a.LargeBlock
 	}
 	return a.BlockSize
-}
-
-// defaultDirectBase is the distance from physical to virtual addresses of a
-// kernel without KASLR, on a machine whose RAM begins at start.
-func (a Arch) defaultDirectBase(start uint64) uint64 {
-	return a.directBase - phys.AlignDown(start, a.directAlign)
 }
 
 // CheckKernel says whether a kernel with pages of pageSize bytes can be booted

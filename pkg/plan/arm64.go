@@ -19,8 +19,6 @@ import (
 //   - kexec writes through the running kernel's linear map, where only its own
 //     memory is (arch/arm64/kernel/relocate_kernel.S, v6.12): hence KexecOwn.
 //   - /chosen linux,elfcorehdr says where the ELF core header is.
-//   - The linear map of 48 address bits begins at 0xffff000000000000, also in a
-//     kernel for 52 bits on a processor with 48 (arm64_memblock_init).
 var ARM64 = Arch{
 	Name:        "arm64",
 	Machine:     elfcore.MachineARM64,
@@ -31,8 +29,6 @@ var ARM64 = Arch{
 	KexecOwn:    true,
 	crashkernel: "crashkernel=2M",
 	blacklist:   "kmem,dax_hmem,dax_pmem,device_dax,nd_btt,nd_pmem,of_pmem",
-	directBase:  0xffff000000000000,
-	directAlign: phys.GiB,
 }
 
 // arm64Blocks has the memory block of a kernel by its page, both in bytes

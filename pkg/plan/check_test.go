@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
@@ -86,7 +87,7 @@ func TestCheckHeaderFinds(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := mustMake(t, 2*gib)
 			note := registration.Note{Addr: p.Boot[0].Start + 0x2000, Size: 424}
-			h, warnings := p.CoreHeader([]registration.Note{note}, registration.Mapping{DirectBase: 0xffff888000000000})
+			h, warnings := p.CoreHeader([]registration.Note{note}, kernelmap.Mapping{DirectBase: 0xffff888000000000})
 			if len(warnings) > 0 || len(h.Notes) != 1 {
 				t.Fatalf("header with %d notes, warnings %q", len(h.Notes), warnings)
 			}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
@@ -228,7 +229,7 @@ func everything() *registration.Block {
 		MapHash:    thisHash,
 		CPUNotes:   []registration.Note{{Addr: 0x1000, Size: 424}},
 		VMCoreInfo: registration.Note{Addr: 0x2000, Size: 500},
-		Mapping:    registration.Mapping{DirectBase: 0xffff888000000000},
+		Mapping:    kernelmap.Mapping{DirectBase: 0xffff888000000000},
 		Policy:     registration.Policy{MaxCaptures: 4, BlockSize: 1},
 		Counters:   registration.Counters{Boots: 9, Captures: 3, PrearmStrikes: 1, LastCaptures: [8]int64{now - 10, now - 20}},
 		Kernel:     registration.Kernel{Title: "Debian"},

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
@@ -69,11 +70,11 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 // and lies at p_offset. Notes that lie outside the dumped memory, or across
 // two pieces of it, are left out and returned as warnings; so is a mapping that
 // can't be true.
-func (p *Plan) CoreHeader(notes []registration.Note, mapping registration.Mapping) (elfcore.Header, []string) {
+func (p *Plan) CoreHeader(notes []registration.Note, mapping kernelmap.Mapping) (elfcore.Header, []string) {
 	h, warnings := p.coreHeader(notes, mapping)
-	if mapping != (registration.Mapping{}) && elfcore.Check(h, p.Destination.Union(p.Preserved)) != nil {
+	if mapping != (kernelmap.Mapping{}) && elfcore.Check(h, p.Destination.Union(p.Preserved)) != nil {
 		var more []string
-		h, more = p.coreHeader(notes, registration.Mapping{})
+		h, more = p.coreHeader(notes, kernelmap.Mapping{})
 		warnings = append(more, fmt.Sprintf("the kernel mapping %#x contradicts itself, left out", mapping))
 	}
 	return h, warnings
@@ -82,7 +83,7 @@ func (p *Plan) CoreHeader(notes []registration.Note, mapping registration.Mappin
 // minNote is the size of a note's header, in bytes.
 const minNote = 12
 
-func (p *Plan) coreHeader(notes []registration.Note, mapping registration.Mapping) (elfcore.Header, []string) {
+func (p *Plan) coreHeader(notes []registration.Note, mapping kernelmap.Mapping) (elfcore.Header, []string) {
 	h := elfcore.Header{Machine: p.Arch.Machine}
 	var warnings []string
 	var taken phys.Set
@@ -114,7 +115,10 @@ func (p *Plan) coreHeader(notes []registration.Note, mapping registration.Mappin
 	}
 	base := mapping.DirectBase
 	if base == 0 {
-		base = p.Arch.defaultDirectBase(p.Firmware.Set(memmap.RAM)[0].Start)
+		var err error
+		if base, err = kernelmap.DefaultDirectBase(p.Arch.Machine, p.Firmware.Set(memmap.RAM)[0].Start); err != nil {
+			warnings = append(warnings, err.Error())
+		}
 		warnings = append(warnings, fmt.Sprintf("the base of the direct map is not known, taking %#x", base))
 	}
 	for _, c := range pieces {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
@@ -300,7 +301,7 @@ func TestCoreHeader(t *testing.T) {
 		{Addr: ^uint64(0) - 5, Size: 0x200},               // wraps
 		{Addr: p.Window[0].Start + 0x1000, Size: 1 << 12}, // in the window
 	}
-	mapping := registration.Mapping{DirectBase: 0xffff9a0000000000, TextVirt: 0xffffffffa1000000, TextPhys: p.Boot[0].End - 16*mib, TextSize: 32*mib + 123}
+	mapping := kernelmap.Mapping{DirectBase: 0xffff9a0000000000, TextVirt: 0xffffffffa1000000, TextPhys: p.Boot[0].End - 16*mib, TextSize: 32*mib + 123}
 	h, warnings := p.CoreHeader(notes, mapping)
 	if err := CheckHeader(p, h); err != nil {
 		t.Errorf("CheckHeader: %v", err)
@@ -379,7 +380,7 @@ func fuzzMake(t *testing.T, in Input, window, windowSize, handoff uint64) {
 		t.Fatalf("%s: %v\n%v", in.Arch.Name, err, p)
 	}
 	note := registration.Note{Addr: window * 4096 * 77, Size: handoff}
-	h, _ := p.CoreHeader([]registration.Note{note}, registration.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Addr, TextSize: windowSize * 4096 * 100})
+	h, _ := p.CoreHeader([]registration.Note{note}, kernelmap.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Addr, TextSize: windowSize * 4096 * 100})
 	if err := CheckHeader(p, h); err != nil {
 		t.Fatalf("%s: %v\n%v\n%v", in.Arch.Name, err, h, p)
 	}

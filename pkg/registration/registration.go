@@ -24,6 +24,7 @@ package registration
 import (
 	"strconv"
 
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
@@ -155,7 +156,7 @@ type Block struct {
 	// zero Note is a CPU without.
 	CPUNotes       []Note
 	VMCoreInfo     Note
-	Mapping        Mapping
+	Mapping        kernelmap.Mapping
 	Policy         Policy
 	Counters       Counters
 	Kernel         Kernel
@@ -183,14 +184,6 @@ type Identity struct {
 // Note is physical memory that holds ELF notes, or VMCOREINFO.
 type Note struct {
 	Addr, Size uint64 // physical address; bytes, at most MaxNoteSize
-}
-
-// Mapping says how the kernel maps physical memory.
-type Mapping struct {
-	DirectBase uint64 // virtual address of physical address 0
-	TextVirt   uint64 // kernel text: virtual address
-	TextPhys   uint64 // kernel text: physical address
-	TextSize   uint64 // kernel text: bytes
 }
 
 // Policy is what the administrator asked for.

@@ -3,7 +3,9 @@ package vmcore
 import (
 	"errors"
 	"fmt"
+	"sync"
 
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
@@ -12,7 +14,8 @@ import (
 // the kernel's page tables. It may be used concurrently.
 type Virtual struct {
 	dump   Dump
-	tables *vmcoreinfo.PageTables
+	mu     sync.Mutex // of tables, which keep a cache
+	tables *kernelmap.PageTables
 	err    error // why there are no tables
 }
 
@@ -20,7 +23,7 @@ type Virtual struct {
 // that can't be read are no error before they are needed.
 func NewVirtual(d Dump, info *vmcoreinfo.Info) *Virtual {
 	v := &Virtual{dump: d}
-	v.tables, v.err = vmcoreinfo.KernelTables(d, info)
+	v.tables, v.err = kernelmap.Tables(d, info)
 	return v
 }
 
@@ -54,7 +57,9 @@ func (v *Virtual) translate(addr uint64) (at, n uint64, err error) {
 	if v.err != nil {
 		return 0, 0, v.err
 	}
+	v.mu.Lock()
 	at, ok, err := v.tables.Translate(addr)
+	v.mu.Unlock()
 	if err == nil && !ok {
 		err = errNotMapped
 	}

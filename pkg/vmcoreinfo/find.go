@@ -52,13 +52,13 @@ type Result struct {
 // (crash_save_vmcoreinfo_init in v6.12), so only page starts are looked at;
 // memory is read a MiB at a time. There may be several: each boot leaves one,
 // and until something else is written there it stays. A nil accept takes all;
-// one that calls KernelMapping takes the notes of kernels whose page tables
+// one that calls kernelmap.Read takes the notes of kernels whose page tables
 // are intact.
 //
 // A kernel that dies before subsys_initcall has written no note, and then the
 // note, tables and text of the boot before may still be whole: Debian 6.1,
 // stopped 0.3 s into its second boot, was found with the first boot's note,
-// and KernelMapping agreed with it. Whoever starts a kernel must therefore
+// and kernelmap.Read agreed with it. Whoever starts a kernel must therefore
 // first overwrite the headers of the notes that Find returns, while nobody
 // wants them.
 //

@@ -1,15 +1,14 @@
 // Package vmcoreinfo reads VMCOREINFO, the text in which a Linux kernel says
-// what a dump tool must know about it, finds it in the memory of a crashed
-// kernel, and derives from it where that kernel mapped its memory.
+// what a dump tool must know about it, and finds it in the memory of a crashed
+// kernel. What follows from it about addresses is pkg/kernelmap's.
 //
 // The text is lines of KEY=VALUE (kernel/vmcore_info.c in v6.12,
 // kernel/crash_core.c before v6.9). In the kernel's memory it is the
 // descriptor of an ELF note named VMCOREINFO at the start of a page.
 //
 // Invariants: everything here reads memory that a crashed or hostile system
-// wrote. Every loop is bounded, every length is capped before it is used,
-// and page tables are believed only where they agree with themselves and with
-// the text. Nothing is ever written.
+// wrote. Every loop is bounded, and every length is capped before it is used.
+// Nothing is ever written.
 package vmcoreinfo
 
 import (

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/vmcore"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
@@ -23,7 +24,7 @@ var errNoZones = errors.New("VMCOREINFO doesn't say where the zones are")
 // it comes from page structures, so it judges the filter where makedumpfile
 // doesn't know a kernel.
 func freeByZones(dump vmcore.Dump, info *vmcoreinfo.Info) (uint64, error) {
-	tables, err := vmcoreinfo.KernelTables(dump, info)
+	tables, err := kernelmap.Tables(dump, info)
 	if err != nil {
 		return 0, err
 	}

@@ -41,6 +41,7 @@ var layers = map[string]layer{
 	"pkg/hugetlb":          formats,
 	"pkg/binding":          formats,
 	"pkg/vmcoreinfo":       formats,
+	"pkg/kernelmap":        formats,
 	"pkg/printk":           formats,
 	"pkg/vmcore":           formats,
 	"pkg/vmcore/elfdump":   formats,

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"hash/crc32"
 
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
@@ -52,7 +53,7 @@ func Block() *registration.Block {
 			{Addr: 0x7fd17400, Size: 424},
 		},
 		VMCoreInfo: registration.Note{Addr: 0x7a4b000, Size: 0x1024},
-		Mapping: registration.Mapping{
+		Mapping: kernelmap.Mapping{
 			DirectBase: 0xffff_8880_0000_0000,
 			TextVirt:   0xffff_ffff_8100_0000,
 			TextPhys:   0x2100_0000,

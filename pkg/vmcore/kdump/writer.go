@@ -21,7 +21,7 @@ type Meta struct {
 	// Info of the source: BlockSize, Memory, Notes, VMCOREINFO, Uname, CPUs and
 	// Created are used.
 	Info     *vmcore.Info
-	PhysBase uint64 // of the kernel's text mapping
+	PhysBase uint64 // kernelmap.PhysBase
 	Level    int    // dump level
 	Codec    Codec  // of the pages that are compressed
 }
@@ -331,17 +331,6 @@ func (w *Writer) close() error {
 		}
 	}
 	return nil
-}
-
-// PhysBase returns the physical address of the kernel's text mapping, as
-// SubHeader.PhysBase wants it, from VMCOREINFO's numbers: phys_base on x86-64
-// (negative, as a large number, where the kernel runs below its link address),
-// PHYS_OFFSET on arm64.
-func PhysBase(numbers map[string]int64) uint64 {
-	if n, ok := numbers["phys_base"]; ok {
-		return uint64(n)
-	}
-	return uint64(numbers["PHYS_OFFSET"])
 }
 
 // Size returns the size of all files so far, in bytes.

@@ -1,4 +1,4 @@
-package vmcoreinfo_test
+package kernelmap_test
 
 import (
 	"encoding/binary"
@@ -8,24 +8,26 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo/vmcoreinfotest"
 )
 
-func mapping(t testing.TB, r vmcoreinfo.Reader, text string) (vmcoreinfo.Mapping, error) {
+func mapping(t testing.TB, r vmcoreinfo.Reader, text string) (kernelmap.Mapping, error) {
 	t.Helper()
 	info, err := vmcoreinfo.Parse([]byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := vmcoreinfo.KernelMapping(r, info)
-	if err != nil && m != (vmcoreinfo.Mapping{}) {
+	m, err := kernelmap.Read(r, info)
+	if err != nil && m != (kernelmap.Mapping{}) {
 		t.Errorf("error %v with mapping %+v", err, m)
 	}
 	return m, err
 }
 
-func TestKernelMapping(t *testing.T) {
+func TestRead(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		change func(*guest) // before the tables are built
@@ -48,9 +50,9 @@ func TestKernelMapping(t *testing.T) {
 		{name: "firstPagesNotMapped", after: func(g *guest) {
 			g.mapPage(g.directBase, 0, 2)
 			pml4 := int(g.directBase >> 39 % 512)
-			pud := g.entry(g.root, pml4) &^ 0xfff
-			pmd := g.entry(pud, int(g.directBase>>30%512)) &^ 0xfff
-			g.setEntry(pmd, 0, 0)
+			pud := g.Entry(g.root, pml4) &^ 0xfff
+			pmd := g.Entry(pud, int(g.directBase>>30%512)) &^ 0xfff
+			g.SetEntry(pmd, 0, 0)
 		}},
 		{name: "ldtRemapAndHypervisor", after: func(g *guest) {
 			g.mapPage(0xffff880000000000, 0x7000, 1)
@@ -58,8 +60,8 @@ func TestKernelMapping(t *testing.T) {
 		}},
 		{name: "userHalf", after: func(g *guest) { g.mapPage(0x400000, 0x9000, 1) }},
 		{name: "freedInitSections", after: func(g *guest) {
-			pmd := g.entry(g.entry(g.root, 511)&^0xfff, 510) &^ 0xfff
-			g.setEntry(pmd, int(g.text()>>21%512)+1, 0)
+			pmd := g.Entry(g.Entry(g.root, 511)&^0xfff, 510) &^ 0xfff
+			g.SetEntry(pmd, int(g.text()>>21%512)+1, 0)
 		}},
 		{name: "otherMappingBehindImage", after: func(g *guest) {
 			g.mapPage(g.text()+0x10000000, 0x200000, 2)
@@ -83,7 +85,7 @@ func TestKernelMapping(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := vmcoreinfo.Mapping{DirectBase: g.directBase, TextVirt: g.text(), TextPhys: g.imagePhys, TextSize: g.imageSize}
+			want := kernelmap.Mapping{DirectBase: g.directBase, TextVirt: g.text(), TextPhys: g.imagePhys, TextSize: g.imageSize}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("mapping (-want +got):\n%s", diff)
 			}
@@ -91,9 +93,9 @@ func TestKernelMapping(t *testing.T) {
 	}
 }
 
-func TestKernelMappingRefuses(t *testing.T) {
+func TestReadRefuses(t *testing.T) {
 	pmd := func(g *guest, virt uint64) uint64 {
-		return g.entry(g.entry(g.root, int(virt>>39%512))&^0xfff, int(virt>>30%512)) &^ 0xfff
+		return g.Entry(g.Entry(g.root, int(virt>>39%512))&^0xfff, int(virt>>30%512)) &^ 0xfff
 	}
 	for _, c := range []struct {
 		name  string
@@ -103,32 +105,32 @@ func TestKernelMappingRefuses(t *testing.T) {
 		stale bool
 	}{
 		{name: "rootOverwritten", after: func(g *guest) {
-			g.write(g.root, make([]byte, phys.PageSize))
+			g.Write(g.root, make([]byte, phys.PageSize))
 		}, want: "is not mapped", stale: true},
 		{name: "textElsewhere", after: func(g *guest) {
-			g.setEntry(pmd(g, g.text()), int(g.text()>>21%512), 0x200000|0x1e3)
+			g.SetEntry(pmd(g, g.text()), int(g.text()>>21%512), 0x200000|0x1e3)
 		}, want: "is not mapped", stale: true},
 		{name: "otherRelease", after: func(g *guest) {
-			g.write(g.imagePhys+utsAt+2*65, []byte("6.12"))
+			g.Write(g.imagePhys+utsAt+2*65, []byte("6.12"))
 		}, want: `init_uts_ns is of release "6.120-test\x00"`, stale: true},
 		{name: "noDirectMap", after: func(g *guest) {
-			g.setEntry(g.root, int(g.directBase>>39%512), 0)
-			g.setEntry(g.root, int((g.directBase+0x400000000000)>>39%512), 0)
+			g.SetEntry(g.root, int(g.directBase>>39%512), 0)
+			g.SetEntry(g.root, int((g.directBase+0x400000000000)>>39%512), 0)
 		}, want: "no direct map", stale: true},
 		{name: "vmallocFirst", after: func(g *guest) {
-			g.setEntry(g.root, int(g.directBase>>39%512), 0)
+			g.SetEntry(g.root, int(g.directBase>>39%512), 0)
 		}, want: "direct map would begin at"},
 		{name: "directMapNotLinear", after: func(g *guest) {
-			g.setEntry(pmd(g, g.directBase), 1, 0x600000|0x1e3)
+			g.SetEntry(pmd(g, g.directBase), 1, 0x600000|0x1e3)
 		}, want: "not linear"},
 		{name: "directMapWithoutRoot", after: func(g *guest) {
-			g.setEntry(pmd(g, g.directBase), int(g.root>>21%512), 0)
+			g.SetEntry(pmd(g, g.directBase), int(g.root>>21%512), 0)
 		}, want: "doesn't map"},
 		{name: "tableInHole", after: func(g *guest) {
-			g.holes = phys.Set{{Start: 0x3000000, End: 0x3001000}, {Start: 0x3003000, End: 0x3004000}}
+			g.Holes = phys.Set{{Start: 0x3000000, End: 0x3001000}, {Start: 0x3003000, End: 0x3004000}}
 		}, want: "no RAM here"},
 		{name: "utsInHole", after: func(g *guest) {
-			g.holes = phys.Set{{Start: g.imagePhys + utsAt, End: g.imagePhys + utsAt + 4096}}
+			g.Holes = phys.Set{{Start: g.imagePhys + utsAt, End: g.imagePhys + utsAt + 4096}}
 		}, want: "read init_uts_ns"},
 		{name: "noPhysBase", text: func(s string) string {
 			return strings.Replace(s, "phys_base", "other", 1)
@@ -150,7 +152,7 @@ func TestKernelMappingRefuses(t *testing.T) {
 				text = c.text(text)
 			}
 			_, err := mapping(t, g, text)
-			if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, vmcoreinfo.ErrStale) != c.stale {
+			if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, kernelmap.ErrStale) != c.stale {
 				t.Errorf("got error %v, want one with %q, stale: %v", err, c.want, c.stale)
 			}
 		})
@@ -161,9 +163,9 @@ func TestTranslate(t *testing.T) {
 	g := standard().build()
 	g.mapPage(0x7fff00000000, 0x123000, 1)
 	g.mapPage(0xffffffffff5ff000, 0xfee00000, 1)
-	g.setEntry(g.root, 300, 0x5000|0x80|1)                    // a large page where there is none
-	g.setEntry(g.entry(g.root, 511)&^0xfff, 1, 0x2000|0x80|1) // a large page that isn't aligned
-	tables, err := vmcoreinfo.NewX86(g, g.root, 4)
+	g.SetEntry(g.root, 300, 0x5000|0x80|1)                    // a large page where there is none
+	g.SetEntry(g.Entry(g.root, 511)&^0xfff, 1, 0x2000|0x80|1) // a large page that isn't aligned
+	tables, err := kernelmap.NewAMD64(g, g.root, 4, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,18 +192,18 @@ func TestTranslate(t *testing.T) {
 		})
 	}
 	for _, levels := range []int{0, 3, 6} {
-		if tables, err := vmcoreinfo.NewX86(g, g.root, levels); err == nil || tables != nil {
-			t.Errorf("NewX86 with %d levels: no error", levels)
+		if tables, err := kernelmap.NewAMD64(g, g.root, levels, 0); err == nil || tables != nil {
+			t.Errorf("NewAMD64 with %d levels: no error", levels)
 		}
 	}
 	for _, root := range []uint64{0x1008, 1 << 52} {
-		if tables, err := vmcoreinfo.NewX86(g, root, 4); err == nil || tables != nil {
-			t.Errorf("NewX86 at %#x: no error", root)
+		if tables, err := kernelmap.NewAMD64(g, root, 4, 0); err == nil || tables != nil {
+			t.Errorf("NewAMD64 at %#x: no error", root)
 		}
 	}
 }
 
-// maxReads bounds the pages that KernelMapping reads of hostile memory: three
+// maxReads bounds the pages that Read reads of hostile memory: three
 // walks, each of maxTables tables, and some single addresses.
 const maxReads = 3*(1<<14) + 100
 
@@ -216,7 +218,7 @@ func TestCyclicTables(t *testing.T) {
 		}
 		g.build()
 		for i := range 511 { // entry 511 has the kernel's image
-			g.setEntry(g.root, i, g.root|0x63)
+			g.SetEntry(g.root, i, g.root|0x63)
 		}
 		if m, err := mapping(t, g, g.infoText()); err == nil {
 			t.Errorf("%d levels, root in itself: got %+v, want an error", levels, m)
@@ -226,20 +228,20 @@ func TestCyclicTables(t *testing.T) {
 		at := uint64(0x2800000)
 		for level := levels - 1; level > 1; level-- {
 			for i := range 512 {
-				g.setEntry(at, i, (at+phys.PageSize)|0x63)
+				g.SetEntry(at, i, (at+phys.PageSize)|0x63)
 			}
 			at += phys.PageSize
 		}
 		for i := range 511 {
-			g.setEntry(g.root, i, 0x2800000|0x63)
+			g.SetEntry(g.root, i, 0x2800000|0x63)
 		}
-		g.reads = 0
+		g.Reads = 0
 		_, err := mapping(t, g, g.infoText())
 		if err == nil || !strings.Contains(err.Error(), "more than 16384 tables") {
 			t.Errorf("%d levels, full tree without leaves: got error %v, want one about the number of tables", levels, err)
 		}
-		if g.reads > maxReads {
-			t.Errorf("%d levels: %d reads, want at most %d", levels, g.reads, maxReads)
+		if g.Reads > maxReads {
+			t.Errorf("%d levels: %d reads, want at most %d", levels, g.Reads, maxReads)
 		}
 	}
 }
@@ -254,7 +256,7 @@ type noise struct {
 func (n *noise) ReadPhys(p []byte, addr uint64) error {
 	n.reads++
 	if n.seed%7 == 1 && addr>>12%5 == 0 {
-		return errHole
+		return vmcoreinfotest.ErrHole
 	}
 	for i := 0; i+8 <= len(p); i += 8 {
 		x := (addr + uint64(i) + n.seed) * 0x9e3779b97f4a7c15
@@ -268,9 +270,9 @@ func (n *noise) ReadPhys(p []byte, addr uint64) error {
 	return nil
 }
 
-// FuzzKernelMapping: whatever lies in memory, the walk ends, and a mapping
+// FuzzRead: whatever lies in memory, the walk ends, and a mapping
 // that is returned is one that a kernel can have.
-func FuzzKernelMapping(f *testing.F) {
+func FuzzRead(f *testing.F) {
 	text := []byte(standard().build().infoText())
 	noUTS := []byte(strings.Replace(string(text), "SYMBOL(init_uts_ns)", "SYMBOL(other)", 1))
 	f.Add(noUTS, []byte("\x63\x00\x00\x00\x00\x00\x00\x00"), uint64(0))
@@ -286,12 +288,12 @@ func FuzzKernelMapping(f *testing.F) {
 			return
 		}
 		n := &noise{page: page, seed: seed}
-		m, err := vmcoreinfo.KernelMapping(n, info)
+		m, err := kernelmap.Read(n, info)
 		if n.reads > maxReads {
 			t.Errorf("%d reads, want at most %d", n.reads, maxReads)
 		}
 		if err != nil {
-			if m != (vmcoreinfo.Mapping{}) {
+			if m != (kernelmap.Mapping{}) {
 				t.Errorf("error %v with mapping %+v", err, m)
 			}
 			return

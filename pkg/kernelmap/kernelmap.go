@@ -1,4 +1,17 @@
-package vmcoreinfo
+// Package kernelmap says where a Linux kernel has mapped its memory: the
+// direct map, the kernel's image, and page tables in the memory of a crashed
+// kernel.
+//
+// It learns that from a kernel's VMCOREINFO and page tables (Read), from the
+// text alone (FromText, Symbol), or from the program headers of /proc/kcore
+// (FromCore). What depends on the architecture is data: amd64.go and arm64.go
+// have an arch each, and a further one is a file beside them and a line in
+// arches. A kernel of any other architecture is refused by name.
+//
+// Invariants: everything here reads memory that a crashed or hostile system
+// wrote. Every walk is bounded, and page tables are believed only where they
+// agree with themselves and with the text.
+package kernelmap
 
 import (
 	"bytes"
@@ -6,6 +19,7 @@ import (
 	"fmt"
 
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
 // maxKernelImage is the most that a kernel's image takes, in bytes: x86-64's
@@ -14,7 +28,8 @@ import (
 const maxKernelImage = phys.GiB
 
 // Mapping is where a kernel mapped its memory, for p_vaddr of a dump. Unit:
-// bytes.
+// bytes. The zero value is a mapping that isn't
+// known.
 type Mapping struct {
 	// DirectBase is the virtual address of physical 0 in the direct map, as
 	// if that began there: on arm64, whose linear map begins with the first
@@ -28,26 +43,26 @@ type Mapping struct {
 // ErrStale: the page tables that VMCOREINFO names are not those of the kernel
 // that wrote it. It is what an earlier boot left and a later one overwrote in
 // part, or a forgery. What an earlier boot left whole can't be told from the
-// crashed kernel's own; see Find.
+// crashed kernel's own; see vmcoreinfo.Find.
 var ErrStale = errors.New("page tables don't belong to this VMCOREINFO")
 
-// KernelMapping derives the mapping of a kernel from its VMCOREINFO and its
-// page tables. Which architecture it is, the text says itself. Three things
-// must agree, or the error is ErrStale: the top table maps its own address to
+// Read derives the mapping of a kernel from its VMCOREINFO and its page
+// tables. Which architecture it is, the text says itself. Three things must
+// agree, or the error is ErrStale: the top table maps its own address to
 // itself, it maps the text where the text says, and the release in
 // init_uts_ns is the one in the text. The direct map must map the top table
 // and the text too.
-func KernelMapping(r Reader, info *Info) (Mapping, error) {
-	m, err := kernelMapping(r, info)
+func Read(r vmcoreinfo.Reader, info *vmcoreinfo.Info) (Mapping, error) {
+	m, err := read(r, info)
 	if err != nil {
 		return Mapping{}, fmt.Errorf("find mapping of kernel %s: %w", info.Release, err)
 	}
 	return m, nil
 }
 
-// KernelTables returns the page tables of the kernel that wrote info, x86-64
-// or arm64. They are not checked; KernelMapping does that.
-func KernelTables(r Reader, info *Info) (*PageTables, error) {
+// Tables returns the page tables of the kernel that wrote info. They are not
+// checked; Read does that.
+func Tables(r vmcoreinfo.Reader, info *vmcoreinfo.Info) (*PageTables, error) {
 	k, err := newKernel(r, info)
 	if err != nil {
 		return nil, fmt.Errorf("find page tables of kernel %s: %w", info.Release, err)
@@ -55,15 +70,15 @@ func KernelTables(r Reader, info *Info) (*PageTables, error) {
 	return k.tables, nil
 }
 
-func kernelMapping(r Reader, info *Info) (Mapping, error) {
+func read(r vmcoreinfo.Reader, info *vmcoreinfo.Info) (Mapping, error) {
 	k, err := newKernel(r, info)
 	if err != nil {
 		return Mapping{}, err
 	}
-	if err := k.checkLive(info); err != nil {
+	if err := k.checkLive(); err != nil {
 		return Mapping{}, err
 	}
-	base, err := k.directBase(k)
+	base, err := k.arch.directBase(k)
 	if err != nil {
 		return Mapping{}, err
 	}
@@ -84,48 +99,42 @@ func kernelMapping(r Reader, info *Info) (Mapping, error) {
 	return Mapping{DirectBase: base, TextVirt: k.text, TextPhys: k.symbolPhys(k.text), TextSize: size}, nil
 }
 
-// kernel is what the text says about addresses.
+// kernel is one kernel's addresses, and the memory to read them in.
 type kernel struct {
-	r         Reader
+	arch      *arch
+	r         vmcoreinfo.Reader
+	info      *vmcoreinfo.Info
 	tables    *PageTables
 	imageBase uint64 // virtual address where an image may begin
 	imageSize uint64 // most bytes from there
-	imagePhys uint64 // what to add to a virtual address of the image for the physical one; wraps
 	root      uint64 // virtual address of swapper_pg_dir
 	text      uint64 // virtual address of the page of _stext
-	// directBase returns the virtual address of physical 0 in the direct map.
-	directBase func(*kernel) (uint64, error)
 }
 
-func newKernel(r Reader, info *Info) (*kernel, error) {
+func newKernel(r vmcoreinfo.Reader, info *vmcoreinfo.Info) (*kernel, error) {
 	root, haveRoot := info.Symbols["swapper_pg_dir"]
 	stext, haveText := info.Symbols["_stext"]
 	if !haveRoot || !haveText {
 		return nil, errors.New("VMCOREINFO lacks SYMBOL(swapper_pg_dir) or SYMBOL(_stext)")
 	}
-	k := &kernel{r: r, root: root, text: phys.AlignDown(stext, phys.PageSize)}
-	_, haveX86 := info.Numbers["phys_base"]
-	_, haveARM64 := info.Numbers["kimage_voffset"]
-	switch {
-	case haveX86 && !haveARM64:
-		return k, k.x86(info)
-	case haveARM64 && !haveX86:
-		return k, k.arm64(info)
+	a, err := archOf(info)
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.New("VMCOREINFO lacks what tells x86-64, NUMBER(phys_base), from arm64, NUMBER(kimage_voffset)")
-}
-
-// checkImage says whether the symbols lie where an image can be.
-func (k *kernel) checkImage() error {
+	k := &kernel{arch: a, r: r, info: info, root: root, text: phys.AlignDown(stext, phys.PageSize)}
+	if k.imageBase, k.imageSize, err = a.image(info, k.text); err != nil {
+		return nil, err
+	}
 	for _, virt := range []uint64{k.root, k.text} {
 		if virt < k.imageBase || virt-k.imageBase >= k.imageSize {
-			return fmt.Errorf("symbol at %#x is outside the kernel's image", virt)
+			return nil, fmt.Errorf("symbol at %#x is outside the kernel's image", virt)
 		}
 	}
-	return nil
+	k.tables, err = a.tables(r, info, k.symbolPhys(root))
+	return k, err
 }
 
-func (k *kernel) symbolPhys(virt uint64) uint64 { return virt + k.imagePhys }
+func (k *kernel) symbolPhys(virt uint64) uint64 { return virt + k.arch.imageOffset(k.info) }
 
 // maps says whether virt is mapped to want.
 func (k *kernel) maps(virt, want uint64) (bool, error) {
@@ -138,7 +147,7 @@ func (k *kernel) maps(virt, want uint64) (bool, error) {
 const utsRelease = 2 * 65
 
 // checkLive says ErrStale unless memory still agrees with the text.
-func (k *kernel) checkLive(info *Info) error {
+func (k *kernel) checkLive() error {
 	for _, virt := range []uint64{k.root, k.text} {
 		ok, err := k.maps(virt, k.symbolPhys(virt))
 		if err != nil {
@@ -148,13 +157,13 @@ func (k *kernel) checkLive(info *Info) error {
 			return fmt.Errorf("%#x is not mapped to %#x: %w", virt, k.symbolPhys(virt), ErrStale)
 		}
 	}
-	uts, have := info.Symbols["init_uts_ns"]
+	uts, have := k.info.Symbols["init_uts_ns"]
 	if !have {
 		return nil
 	}
-	want := append([]byte(info.Release), 0)
+	want := append([]byte(k.info.Release), 0)
 	got := make([]byte, min(len(want), 65))
-	if err := k.r.ReadPhys(got, k.symbolPhys(uts+info.Offsets["uts_namespace.name"]+utsRelease)); err != nil {
+	if err := k.r.ReadPhys(got, k.symbolPhys(uts+k.info.Offsets["uts_namespace.name"]+utsRelease)); err != nil {
 		return fmt.Errorf("read init_uts_ns: %w", err)
 	}
 	if !bytes.Equal(got, want) {

@@ -1,4 +1,4 @@
-package vmcoreinfo_test
+package kernelmap_test
 
 import (
 	"errors"
@@ -8,14 +8,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo/vmcoreinfotest"
 )
 
 // armGuest is a synthetic arm64 kernel in memory: 64 MiB of RAM, the image in
 // the vmalloc area.
 type armGuest struct {
-	*memory
+	*vmcoreinfotest.Memory
 	page      int    // log2 of the page size
 	vaBits    int    // of the configuration
 	t1sz      int    // what the processor runs with
@@ -34,7 +36,7 @@ const armImageAt = 16 * phys.MiB // the image in RAM
 // without KASLR unless linear is changed.
 func newARM(page, vaBits, actual int, ram uint64) *armGuest {
 	g := &armGuest{
-		memory: newMemory(ram + 64*phys.MiB),
+		Memory: vmcoreinfotest.New(ram + 64*phys.MiB),
 		page:   page, vaBits: vaBits, t1sz: 64 - actual,
 		ram: ram,
 		// _PAGE_OFFSET(actual): a kernel for 52 bits keeps to the upper part.
@@ -98,13 +100,13 @@ func (g *armGuest) mapPage(virt, to uint64, leafLevel int) {
 			if level > 1 {
 				kind = 1
 			}
-			g.setEntry(table, i, g.encode(to, attributes|kind))
+			g.SetEntry(table, i, g.encode(to, attributes|kind))
 			return
 		}
-		e := g.entry(table, i)
+		e := g.Entry(table, i)
 		if e == 0 {
 			e = g.encode(g.nextTable, 3)
-			g.setEntry(table, i, e)
+			g.SetEntry(table, i, e)
 			g.nextTable += 1 << g.page
 		}
 		table = g.address(e)
@@ -126,7 +128,7 @@ func (g *armGuest) build() *armGuest {
 		g.mapPage(g.text+off, g.imagePhys+off, 1)
 	}
 	g.mapPage(g.text+64*phys.MiB, g.ram, 1) // vmalloc, behind the image
-	g.write(g.imagePhys+utsAt+0x8+2*65, []byte(release+"\x00"))
+	g.Write(g.imagePhys+utsAt+0x8+2*65, []byte(release+"\x00"))
 	return g
 }
 
@@ -160,7 +162,7 @@ var armKernels = []struct {
 	{"64K, 52 bits, LPA", 16, 52, 52, 0xf_0000_4000_0000},
 }
 
-func TestKernelMappingARM64(t *testing.T) {
+func TestReadARM64(t *testing.T) {
 	for _, c := range armKernels {
 		t.Run(c.name, func(t *testing.T) {
 			g := newARM(c.page, c.vaBits, c.actual, c.ram).build()
@@ -168,7 +170,7 @@ func TestKernelMappingARM64(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := vmcoreinfo.Mapping{DirectBase: g.linear - g.ram, TextVirt: g.text, TextPhys: g.imagePhys, TextSize: g.imageSize}
+			want := kernelmap.Mapping{DirectBase: g.linear - g.ram, TextVirt: g.text, TextPhys: g.imagePhys, TextSize: g.imageSize}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("mapping (-want +got):\n%s", diff)
 			}
@@ -225,7 +227,7 @@ func TestARM64DebianNumbers(t *testing.T) {
 	}
 }
 
-func TestKernelMappingARM64Refuses(t *testing.T) {
+func TestReadARM64Refuses(t *testing.T) {
 	replace := func(from, to string) func(string) string {
 		return func(s string) string { return strings.Replace(s, from, to, 1) }
 	}
@@ -237,23 +239,23 @@ func TestKernelMappingARM64Refuses(t *testing.T) {
 		stale bool
 	}{
 		{name: "root overwritten", after: func(g *armGuest) {
-			g.write(g.root(), make([]byte, phys.PageSize))
+			g.Write(g.root(), make([]byte, phys.PageSize))
 		}, want: "is not mapped", stale: true},
 		{name: "text elsewhere", after: func(g *armGuest) { g.mapPage(g.text, g.ram, 1) }, want: "is not mapped", stale: true},
 		{name: "other release", after: func(g *armGuest) {
-			g.write(g.imagePhys+utsAt+8+2*65, []byte("6.12"))
+			g.Write(g.imagePhys+utsAt+8+2*65, []byte("6.12"))
 		}, want: `init_uts_ns is of release "6.120-test\x00"`, stale: true},
 		{name: "no linear map", after: func(g *armGuest) {
-			g.setEntry(g.root(), int(g.linear>>39%512), 0)
+			g.SetEntry(g.root(), int(g.linear>>39%512), 0)
 		}, want: "direct map at 0xfffeffffc0000000 doesn't map"},
 		{name: "another PHYS_OFFSET", text: replace("PHYS_OFFSET)=0x4", "PHYS_OFFSET)=0x8"), want: "doesn't map"},
 		{name: "uts in hole", after: func(g *armGuest) {
-			g.holes = phys.Set{{Start: g.imagePhys + utsAt, End: g.imagePhys + utsAt + 4096}}
+			g.Holes = phys.Set{{Start: g.imagePhys + utsAt, End: g.imagePhys + utsAt + 4096}}
 		}, want: "read init_uts_ns"},
 		{name: "no VA_BITS", text: replace("VA_BITS", "other"), want: "lacks NUMBER(VA_BITS)"},
 		{name: "no PHYS_OFFSET", text: replace("PHYS_OFFSET", "other"), want: "lacks NUMBER(VA_BITS) or NUMBER(PHYS_OFFSET)"},
-		{name: "no kimage_voffset", text: replace("kimage_voffset", "other"), want: "tells x86-64"},
-		{name: "of both architectures", text: replace("NUMBER(KERNELPACMASK)", "NUMBER(phys_base)"), want: "tells x86-64"},
+		{name: "no kimage_voffset", text: replace("kimage_voffset", "other"), want: "VMCOREINFO is of no known architecture: it lacks NUMBER(phys_base) of amd64 and NUMBER(kimage_voffset) of arm64"},
+		{name: "of both architectures", text: replace("NUMBER(KERNELPACMASK)", "NUMBER(phys_base)"), want: "VMCOREINFO is of two architectures, amd64 and arm64"},
 		{name: "VA_BITS of no kernel", text: replace("VA_BITS)=48", "VA_BITS)=64"), want: "VA_BITS) is 64"},
 		{name: "negative VA_BITS", text: replace("VA_BITS)=48", "VA_BITS)=-1"), want: "VA_BITS) is -1"},
 		{name: "more bits than configured", text: replace("T1SZ)=0x10", "T1SZ)=0xc"), want: "TCR_EL1_T1SZ) is 12"},
@@ -273,7 +275,7 @@ func TestKernelMappingARM64Refuses(t *testing.T) {
 				text = c.text(text)
 			}
 			_, err := mapping(t, g, text)
-			if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, vmcoreinfo.ErrStale) != c.stale {
+			if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, kernelmap.ErrStale) != c.stale {
 				t.Errorf("got error %v, want one with %q, stale: %v", err, c.want, c.stale)
 			}
 		})
@@ -285,16 +287,16 @@ func TestTranslateARM64(t *testing.T) {
 	gib := g.linear + 4*phys.GiB
 	g.mapPage(gib, 0x80_0000_0000, 3)
 	g.mapPage(gib+phys.GiB, 0x2000, 3)                        // a block that isn't aligned
-	g.setEntry(g.root(), 300, 0x5000|1)                       // a block where there is none
+	g.SetEntry(g.root(), 300, 0x5000|1)                       // a block where there is none
 	g.mapPage(g.text+128*phys.MiB, 0x123000, 1)               // a page ...
 	g.mapPage(g.text+128*phys.MiB+phys.PageSize, 0x124000, 1) // ... and one that is reserved
 	l3 := g.root()
 	for level := 4; level > 1; level-- {
-		l3 = g.address(g.entry(l3, int((g.text+128*phys.MiB)>>g.shift(level)%512)))
+		l3 = g.address(g.Entry(l3, int((g.text+128*phys.MiB)>>g.shift(level)%512)))
 	}
 	at := int((g.text+128*phys.MiB)>>12%512) + 1
-	g.setEntry(l3, at, g.entry(l3, at)&^2)
-	tables, err := vmcoreinfo.NewARM64(g, g.root(), 4096, 48)
+	g.SetEntry(l3, at, g.Entry(l3, at)&^2)
+	tables, err := kernelmap.NewARM64(g, g.root(), 4096, 48)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,13 +329,13 @@ func TestTranslateARM64(t *testing.T) {
 	}{
 		{g.root(), 8192, 48}, {g.root(), 0, 48}, {g.root(), 4096, 35}, {g.root(), 4096, 53}, {g.root() + 8, 4096, 48}, {1 << 52, 4096, 48},
 	} {
-		if tables, err := vmcoreinfo.NewARM64(g, c.root, c.page, c.bits); err == nil || tables != nil {
+		if tables, err := kernelmap.NewARM64(g, c.root, c.page, c.bits); err == nil || tables != nil {
 			t.Errorf("NewARM64(%#x, %d, %d): no error", c.root, c.page, c.bits)
 		}
 	}
 }
 
-func TestKernelTables(t *testing.T) {
+func TestTables(t *testing.T) {
 	arm := newARM(14, 52, 47, 0x4000_0000).build()
 	x86 := standard().build()
 	for _, c := range []struct {
@@ -349,7 +351,7 @@ func TestKernelTables(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tables, err := vmcoreinfo.KernelTables(c.r, info)
+		tables, err := kernelmap.Tables(c.r, info)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -357,8 +359,8 @@ func TestKernelTables(t *testing.T) {
 			t.Errorf("%s: Translate(%#x) = %#x, %v, %v; want %#x", c.name, c.virt, got, ok, err, c.want)
 		}
 	}
-	if tables, err := vmcoreinfo.KernelTables(arm, &vmcoreinfo.Info{}); err == nil || tables != nil {
-		t.Error("KernelTables of nothing: no error")
+	if tables, err := kernelmap.Tables(arm, &vmcoreinfo.Info{}); err == nil || tables != nil {
+		t.Error("Tables of nothing: no error")
 	}
 }
 
@@ -370,13 +372,13 @@ func TestCyclicTablesARM64(t *testing.T) {
 		keep := g.text >> g.shift((g.bits()-4)/(g.page-3)) % uint64(entries)
 		for i := range entries {
 			if uint64(i) != keep {
-				g.setEntry(g.root(), i, g.encode(g.root(), 3))
+				g.SetEntry(g.root(), i, g.encode(g.root(), 3))
 			}
 		}
-		g.reads = 0
+		g.Reads = 0
 		mapping(t, g, g.infoText())
-		if g.reads > maxReads {
-			t.Errorf("%s: %d reads, want at most %d", c.name, g.reads, maxReads)
+		if g.Reads > maxReads {
+			t.Errorf("%s: %d reads, want at most %d", c.name, g.Reads, maxReads)
 		}
 	}
 }

@@ -1,8 +1,10 @@
-package vmcoreinfo
+package kernelmap
 
 import (
 	"encoding/binary"
 	"fmt"
+
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
 // Bounds of a walk over a range of addresses.
@@ -20,7 +22,7 @@ const (
 // PageTables are a kernel's page tables in the memory that a Reader reads.
 // What differs between processors is in format.
 type PageTables struct {
-	r      Reader
+	r      vmcoreinfo.Reader
 	root   uint64
 	format format
 	levels int

@@ -1,17 +1,19 @@
-package vmcoreinfo
+package kernelmap
 
 import (
 	"fmt"
 
+	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
 // Page table entries: Intel SDM volume 3, section 4.5 ("4-level paging and
 // 5-level paging").
 const (
-	x86Present = 1 << 0
-	x86Large   = 1 << 7 // PS, in the tables of 1 GiB and 2 MiB pages
-	x86Addr    = 1<<52 - 1<<12
+	amd64Present = 1 << 0
+	amd64Large   = 1 << 7 // PS, in the tables of 1 GiB and 2 MiB pages
+	amd64Addr    = 1<<52 - 1<<12
 )
 
 // Fixed points of the x86-64 kernel's address space
@@ -31,46 +33,73 @@ const (
 	directAlign = phys.GiB
 )
 
-// x86 is the format of x86-64 page tables.
-type x86 struct {
+// amd64 is x86-64.
+var amd64 = arch{
+	name:    "amd64",
+	machine: elfcore.MachineAMD64,
+	mark:    "phys_base",
+	// phys_base is negative if the kernel runs below its link address
+	// (__phys_addr_symbol in arch/x86/mm/physaddr.c, v6.12).
+	imageOffset: func(info *vmcoreinfo.Info) uint64 {
+		return uint64(info.Numbers["phys_base"]) - startKernelMap
+	},
+	image: func(info *vmcoreinfo.Info, _ uint64) (base, size uint64, err error) {
+		size = maxKernelImage
+		if n := uint64(info.Numbers["KERNEL_IMAGE_SIZE"]); n > 0 && n <= maxKernelImage && n%phys.PageSize == 0 {
+			size = n
+		}
+		return startKernelMap, size, nil
+	},
+	tables: func(r vmcoreinfo.Reader, info *vmcoreinfo.Info, root uint64) (*PageTables, error) {
+		levels := 4
+		if info.Numbers["pgtable_l5_enabled"] != 0 {
+			levels = 5
+		}
+		// With memory encryption the C-bit of an entry is no address bit
+		// (arch/x86/kernel/vmcore_info_64.c exports sme_me_mask for this).
+		return newAMD64(r, root, levels, uint64(info.Numbers["sme_mask"]))
+	},
+	directBase:   amd64DirectBase,
+	physBase:     "phys_base",
+	defaultBase:  directBase4,
+	defaultAlign: 1 << 63, // from physical 0 on
+}
+
+// amd64Format is the format of x86-64 page tables.
+type amd64Format struct {
 	mask uint64 // the bits of an entry that are an address
 }
 
-// NewX86 returns the x86-64 page tables whose top level lies at the physical
-// address root, page aligned. Levels is 4 or 5.
-func NewX86(r Reader, root uint64, levels int) (*PageTables, error) {
-	return newX86(r, root, levels, 0)
-}
-
-// newX86 is NewX86 for memory encryption: encrypt is the bit of an entry that
-// is then no address.
-func newX86(r Reader, root uint64, levels int, encrypt uint64) (*PageTables, error) {
+// newAMD64 returns the x86-64 page tables whose top level lies at the physical
+// address root, page aligned. Levels is 4 or 5; encrypt is the bit of an entry
+// that is no address with memory encryption, else 0.
+func newAMD64(r vmcoreinfo.Reader, root uint64, levels int, encrypt uint64) (*PageTables, error) {
 	if levels != 4 && levels != 5 {
 		return nil, fmt.Errorf("page tables at %#x: %d levels, want 4 or 5", root, levels)
 	}
-	if root%phys.PageSize != 0 || root&^uint64(x86Addr) != 0 {
+	if root%phys.PageSize != 0 || root&^uint64(amd64Addr) != 0 {
 		return nil, fmt.Errorf("page tables at %#x: not the address of a page", root)
 	}
 	return &PageTables{
 		r: r, root: root, levels: levels,
-		format: x86{x86Addr &^ encrypt},
+		format: amd64Format{amd64Addr &^ encrypt},
 		bits:   uint(12 + 9*levels),
 		page:   12,
 		cache:  map[uint64][]uint64{},
 	}, nil
 }
 
-func (x86) lower() bool { return true }
+func (amd64Format) lower() bool { return true }
 
-func (x x86) decode(entry uint64, level int) (addr uint64, leaf, ok bool) {
-	if entry&x86Present == 0 {
+func (x amd64Format) decode(entry uint64, level int) (addr uint64, leaf, ok bool) {
+	if entry&amd64Present == 0 {
 		return 0, false, false
 	}
 	addr = entry & x.mask
 	if level == 1 {
 		return addr, true, true
 	}
-	if entry&x86Large == 0 {
+	if entry&amd64Large == 0 {
 		return addr, false, true
 	}
 	// Bit 12 is PAT in a large page, the bits above it must be 0.
@@ -81,34 +110,11 @@ func (x x86) decode(entry uint64, level int) (addr uint64, leaf, ok bool) {
 	return addr, true, true
 }
 
-// x86 takes what the text of an x86-64 kernel says.
-func (k *kernel) x86(info *Info) (err error) {
-	k.imageBase, k.imageSize = startKernelMap, maxKernelImage
-	if size := uint64(info.Numbers["KERNEL_IMAGE_SIZE"]); size > 0 && size <= maxKernelImage && size%phys.PageSize == 0 {
-		k.imageSize = size
-	}
-	// __phys_addr_symbol (arch/x86/mm/physaddr.c). phys_base is negative if
-	// the kernel runs below its link address.
-	k.imagePhys = uint64(info.Numbers["phys_base"]) - startKernelMap
-	k.directBase = x86DirectBase
-	if err := k.checkImage(); err != nil {
-		return err
-	}
-	levels := 4
-	if info.Numbers["pgtable_l5_enabled"] != 0 {
-		levels = 5
-	}
-	// With memory encryption the C-bit of an entry is no address bit
-	// (arch/x86/kernel/vmcore_info_64.c exports sme_me_mask for this).
-	k.tables, err = newX86(k.r, k.symbolPhys(k.root), levels, uint64(info.Numbers["sme_mask"]))
-	return err
-}
-
-// x86DirectBase finds the direct map. Its base is nowhere in the text (v6.1
+// amd64DirectBase finds the direct map. Its base is nowhere in the text (v6.1
 // doesn't even print VMALLOC_START): it is the first mapping in the kernel's
 // half, because KASLR keeps the order direct map, vmalloc, vmemmap
 // (kaslr_regions in arch/x86/mm/kaslr.c).
-func x86DirectBase(k *kernel) (uint64, error) {
+func amd64DirectBase(k *kernel) (uint64, error) {
 	start := uint64(directBase4)
 	if k.tables.levels == 5 {
 		start = directBase5

@@ -1,76 +1,20 @@
-package vmcoreinfo_test
+package kernelmap_test
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
-	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo/vmcoreinfotest"
 )
-
-var errHole = errors.New("no RAM here")
-
-// memory is physical memory of size bytes: pages that nobody wrote are zero,
-// and reads that touch a hole fail.
-type memory struct {
-	size  uint64
-	holes phys.Set
-	pages map[uint64]*[phys.PageSize]byte
-	reads int
-}
-
-func newMemory(size uint64) *memory {
-	return &memory{size: size, pages: map[uint64]*[phys.PageSize]byte{}}
-}
-
-func (m *memory) ReadPhys(p []byte, addr uint64) error {
-	m.reads++
-	r, ok := phys.Sized(addr, uint64(len(p)))
-	if !ok || r.End > m.size || m.holes.Overlaps(r) {
-		return fmt.Errorf("read %v: %w", r, errHole)
-	}
-	for i := 0; i < len(p); {
-		at := addr + uint64(i)
-		rest := p[i:min(len(p), i+int(phys.PageSize-at%phys.PageSize))]
-		if page := m.pages[at/phys.PageSize]; page != nil {
-			copy(rest, page[at%phys.PageSize:])
-		} else {
-			clear(rest)
-		}
-		i += len(rest)
-	}
-	return nil
-}
-
-func (m *memory) write(addr uint64, b []byte) {
-	for i, c := range b {
-		at := addr + uint64(i)
-		page := m.pages[at/phys.PageSize]
-		if page == nil {
-			page = new([phys.PageSize]byte)
-			m.pages[at/phys.PageSize] = page
-		}
-		page[at%phys.PageSize] = c
-	}
-}
-
-func (m *memory) entry(table uint64, i int) uint64 {
-	var b [8]byte
-	if err := m.ReadPhys(b[:], table+uint64(i)*8); err != nil {
-		return 0
-	}
-	return binary.LittleEndian.Uint64(b[:])
-}
-
-func (m *memory) setEntry(table uint64, i int, e uint64) {
-	m.write(table+uint64(i)*8, binary.LittleEndian.AppendUint64(nil, e))
-}
 
 // guest is a synthetic x86-64 kernel in memory.
 type guest struct {
-	*memory
+	*vmcoreinfotest.Memory
 	levels     int
 	leafLevel  int    // 1: 4 KiB, 2: 2 MiB, 3: 1 GiB pages in the direct map
 	directBase uint64 // virtual address of physical 0
@@ -91,7 +35,7 @@ const (
 // standard is a guest of 64 MiB with 4 levels, 2 MiB pages and KASLR.
 func standard() *guest {
 	return &guest{
-		memory:     newMemory(64 * phys.MiB),
+		Memory:     vmcoreinfotest.New(64 * phys.MiB),
 		levels:     4,
 		leafLevel:  2,
 		directBase: 0xffff9e4000000000,
@@ -107,7 +51,7 @@ func (g *guest) text() uint64 { return 0xffffffff81000000 + g.kaslr }
 // build writes page tables and init_uts_ns.
 func (g *guest) build() *guest {
 	g.root = g.imagePhys + rootAt
-	for a := uint64(0); a < min(g.size, 64*phys.MiB); a += 1 << g.shift(g.leafLevel) {
+	for a := uint64(0); a < min(g.Size, 64*phys.MiB); a += 1 << g.shift(g.leafLevel) {
 		g.mapPage(g.directBase+a, a, g.leafLevel)
 	}
 	for off := uint64(0); off < g.imageSize; off += 2 * phys.MiB {
@@ -115,7 +59,7 @@ func (g *guest) build() *guest {
 	}
 	g.mapPage(g.directBase+0x400000000000, 0x5000, 1) // vmalloc
 	g.mapPage(0xffffffffc0000000, 0x6000, 1)          // modules
-	g.write(g.imagePhys+utsAt+2*65, []byte(release+"\x00"))
+	g.Write(g.imagePhys+utsAt+2*65, []byte(release+"\x00"))
 	return g
 }
 
@@ -126,10 +70,10 @@ func (g *guest) mapPage(virt, to uint64, leafLevel int) {
 	table := g.root
 	for level := g.levels; level > leafLevel; level-- {
 		i := int(virt >> g.shift(level) % 512)
-		e := g.entry(table, i)
+		e := g.Entry(table, i)
 		if e == 0 {
 			e = g.nextTable | g.encrypt | 0x63
-			g.setEntry(table, i, e)
+			g.SetEntry(table, i, e)
 			g.nextTable += phys.PageSize
 		}
 		table = e &^ g.encrypt &^ 0xfff
@@ -138,7 +82,7 @@ func (g *guest) mapPage(virt, to uint64, leafLevel int) {
 	if leafLevel > 1 {
 		flags |= 1 << 7
 	}
-	g.setEntry(table, int(virt>>g.shift(leafLevel)%512), to|g.encrypt|flags)
+	g.SetEntry(table, int(virt>>g.shift(leafLevel)%512), to|g.encrypt|flags)
 }
 
 // infoText is the kernel's VMCOREINFO.
@@ -154,14 +98,34 @@ func (g *guest) infoText() string {
 		release, g.text()+utsAt, g.text()+rootAt, g.text(), int64(physBase), l5, g.kaslr, g.encrypt)
 }
 
-// writeNote puts a VMCOREINFO note at addr and returns its size.
-func writeNote(t testing.TB, m *memory, addr uint64, text string) uint64 {
-	t.Helper()
-	b, err := elfcore.AppendNote(nil, elfcore.ELFNote{Name: "VMCOREINFO", Desc: []byte(text)})
-	if err != nil {
-		t.Fatal(err)
+// TestFindStale: two boots' notes, of which the older one's kernel has been
+// overwritten where its page tables lay.
+func TestFindStale(t *testing.T) {
+	g := standard().build()
+	old := *g
+	old.kaslr, old.imagePhys, old.nextTable = 0x5000000, 0x2000000, 0x3800000
+	old.build()
+	g.Memory.WriteNote(t, 0x5000, old.infoText())
+	g.Memory.WriteNote(t, 0x7000, g.infoText())
+	live := func(info *vmcoreinfo.Info) bool {
+		_, err := kernelmap.Read(g.Memory, info)
+		if err != nil && !errors.Is(err, kernelmap.ErrStale) {
+			t.Errorf("got error %v, want %v", err, kernelmap.ErrStale)
+		}
+		return err == nil
 	}
-	b = elfcore.AppendFinalNote(b)
-	m.write(addr, b)
-	return uint64(len(b))
+	find := func() []uint64 {
+		var at []uint64
+		for _, c := range vmcoreinfo.Find(g.Memory, phys.Set{{Start: 0, End: g.Size}}, live).Candidates {
+			at = append(at, c.Addr)
+		}
+		return at
+	}
+	if got, want := find(), []uint64{0x5000, 0x7000}; !slices.Equal(got, want) {
+		t.Errorf("two whole kernels: got %#x, want %#x", got, want)
+	}
+	g.Write(old.root, make([]byte, phys.PageSize))
+	if got, want := find(), []uint64{0x7000}; !slices.Equal(got, want) {
+		t.Errorf("one whole kernel: got %#x, want %#x", got, want)
+	}
 }

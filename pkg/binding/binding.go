@@ -13,7 +13,6 @@ import (
 	"fmt"
 
 	"github.com/warmcore/warmcore/pkg/phys"
-	"github.com/warmcore/warmcore/pkg/registration"
 )
 
 // Parameters that the payload puts on the normal kernel's command line.
@@ -44,8 +43,8 @@ const (
 
 // Bounds of the handoff area's size, in bytes.
 const (
-	// MinHandoff is what the registration needs.
-	MinHandoff = registration.SizeMin
+	// MinHandoff is what the registration needs; pkg/verdict holds it to that.
+	MinHandoff = 2 * phys.MiB
 	// MaxHandoff bounds what the payload reads into its own memory. The ELF
 	// core header of a machine with thousands of CPUs takes 1 MiB.
 	MaxHandoff = 16 * phys.MiB

@@ -97,7 +97,7 @@ func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
 	if info.Size > 0 {
 		notes = append(notes, info)
 	}
-	h, warnings := p.plan.CoreHeader(notes, b.Mapping)
+	h, warnings := p.plan.CoreHeader(places(notes), b.Mapping)
 	for _, w := range warnings {
 		p.log.Warn("ELF core header", "warning", w)
 	}
@@ -110,6 +110,17 @@ func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
 	// (merge_note_headers_elf64 in fs/proc/vmcore.c, v6.12), and there may be
 	// neither registers nor VMCOREINFO.
 	return h.AppendWithNote(nil, at, elfcore.ELFNote{Name: "WARMCORE", Desc: []byte(p.version + "\x00")})
+}
+
+// places is where notes are that are anywhere: a CPU that never was there has
+// none. Their addresses don't wrap, or they could not have been read.
+func places(notes []registration.Note) (at []phys.Range) {
+	for _, n := range notes {
+		if r, ok := phys.Sized(n.Addr, n.Size); ok && !r.Empty() {
+			at = append(at, r)
+		}
+	}
+	return at
 }
 
 func hasVMCoreInfo(text []byte) bool {

@@ -21,6 +21,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/pkg/registration/registrationtest"
 	"github.com/warmcore/warmcore/pkg/segments/segmentstest"
+	"github.com/warmcore/warmcore/pkg/verdict"
 )
 
 const planned = entryCmdline + " crashkernel=1M memhp_default_state=offline modprobe.blacklist=kmem,dax_hmem,device_dax warmcore.handoff=0x20000000,0x200000 panic=10"
@@ -46,7 +47,7 @@ func TestPlainBoot(t *testing.T) {
 		Policy:         registration.Policy{BlockSize: p.BlockSize},
 		Counters:       registration.Counters{Boots: 1},
 		Kernel:         registration.Kernel{Title: "Debian", Path: "/boot/vmlinuz", Initrd: "/boot/initrd.img", Cmdline: planned},
-		Plan:           p.Ranges(),
+		Plan:           verdict.Ranges(p),
 		PayloadVersion: "v1",
 		Booted:         registration.Booted{KernelSum: kernelSum(m.entries[0]), InitrdSum: sha256.Sum256(initrd)},
 	}

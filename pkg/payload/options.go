@@ -8,6 +8,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/plan"
+	"github.com/warmcore/warmcore/pkg/verdict"
 )
 
 // Version is set by initramfs/build.sh. It is not in package main, because
@@ -26,7 +27,7 @@ type Options struct {
 	// and initrd that crashed.
 	NoSuccessor bool
 	Handover    string // warmcore.handover=auto|vmcore
-	Limits      plan.Limits
+	Limits      verdict.Limits
 	Owner       plan.Owner // warmcore.remove=, warmcore.append=: a capture boot's command line
 	Off         bool       // warmcore.off: no dumps, the normal kernel gets all memory
 }
@@ -39,7 +40,7 @@ var DefaultHandoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
 // ParseCmdline reads the parameters; unknown and malformed ones are returned
 // as warnings and leave the default, because the machine is to boot anyway.
 func ParseCmdline(text string) (o Options, warnings []string) {
-	o = Options{Handover: "auto", Limits: plan.DefaultLimits}
+	o = Options{Handover: "auto", Limits: verdict.DefaultLimits}
 	for _, p := range cmdline.Parse(text).Params {
 		name, ok := strings.CutPrefix(p.Name, "warmcore.")
 		if !ok {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/plan"
+	"github.com/warmcore/warmcore/pkg/verdict"
 )
 
 func TestParseCmdline(t *testing.T) {
@@ -33,7 +34,7 @@ func TestParseCmdline(t *testing.T) {
 		{"in another's quotes", `x="y warmcore.off -- " warmcore.block=1G`, func(o *Options) { o.BlockSize = gib }, ""},
 		{"with a dash", "warmcore.max-captures=1", func(o *Options) { o.Limits.Captures = 1 }, ""},
 		{"handover", "warmcore.handover=vmcore", func(o *Options) { o.Handover = "vmcore" }, ""},
-		{"limits", "warmcore.max_captures=0 warmcore.max_attempts=1", func(o *Options) { o.Limits = plan.Limits{Captures: 0, Attempts: 1} }, ""},
+		{"limits", "warmcore.max_captures=0 warmcore.max_attempts=1", func(o *Options) { o.Limits = verdict.Limits{Captures: 0, Attempts: 1} }, ""},
 		{"owner's", `warmcore.append="nr_cpus=4 quiet" warmcore.remove=a,b warmcore.append=x="y z" warmcore.remove=c`, func(o *Options) {
 			o.Owner = plan.Owner{Remove: []string{"a", "b", "c"}, Append: `nr_cpus=4 quiet x="y z"`}
 		}, ""},
@@ -54,7 +55,7 @@ func TestParseCmdline(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			want := Options{Handover: "auto", Limits: plan.Limits{Captures: 5, Attempts: 3}}
+			want := Options{Handover: "auto", Limits: verdict.Limits{Captures: 5, Attempts: 3}}
 			tt.change(&want)
 			got, warnings := ParseCmdline(tt.cmdline)
 			if diff := cmp.Diff(want, got); diff != "" {

@@ -34,6 +34,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/verdict"
 	"github.com/warmcore/warmcore/pkg/zeropage"
 )
 
@@ -100,7 +101,7 @@ type Payload struct {
 	plan     *plan.Plan // nil if there is none
 	handoff  []byte     // private copy of H
 	block    *registration.Block
-	decision plan.Decision
+	decision verdict.Decision
 	guarded  bool // there are deadlines: this is no dry run
 	progress registration.Progress
 	hung     []string // disks that the boot before was waiting for at its reset
@@ -250,7 +251,7 @@ func (p *Payload) loaderRanges() phys.Set {
 }
 
 func (p *Payload) decide() {
-	s := plan.Situation{
+	s := verdict.Situation{
 		MapHash: p.firmware.Hash(),
 		Now:     p.sys.Now().Unix(),
 		Limits:  p.opts.Limits,
@@ -266,7 +267,7 @@ func (p *Payload) decide() {
 		s.Record = &record
 	}
 	p.block = s.Block
-	p.decision = plan.Decide(s)
+	p.decision = verdict.Decide(s)
 	if p.decision.Kind == plan.Capture && s.Record != nil && p.decision.Reason == registration.ReasonPanic {
 		p.block.Capture.CPUsFlushed, p.block.Capture.CPUsSeen = s.Record.Flushed, s.Record.Expected
 	}
@@ -304,7 +305,7 @@ func (p *Payload) Run() error {
 	if p.plan != nil && p.decision.Kind == plan.Capture {
 		if err := p.prepareCapture(); err != nil {
 			p.log.Error("capture", "error", err, "so", "plain boot, the dump is lost")
-			p.decision = plan.Decision{Kind: plan.Plain, Prearm: true, Why: err.Error()}
+			p.decision = verdict.Decision{Kind: plan.Plain, Prearm: true, Why: err.Error()}
 		}
 	}
 	seen := ""
@@ -325,7 +326,7 @@ func (p *Payload) Run() error {
 				p.log.Warn("capture boot", "error", err, "so", "waiting for its disk")
 			} else if len(disks.Entries) > 0 && p.decision.Kind == plan.Capture {
 				p.log.Error("capture boot", "error", err, "so", "plain boot, the dump is lost")
-				p.decision = plan.Decision{Kind: plan.Plain, Prearm: true, Why: "no entry could be started for the capture"}
+				p.decision = verdict.Decision{Kind: plan.Plain, Prearm: true, Why: "no entry could be started for the capture"}
 				err = p.bootAny(disks)
 			}
 			p.log.Error("no normal kernel was started", "error", err, "so", "looking again every second")

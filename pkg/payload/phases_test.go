@@ -12,8 +12,8 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/normalboot"
 	"github.com/warmcore/warmcore/pkg/phys"
-	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/verdict"
 )
 
 func (m *machine) progressRecord() registration.Progress {
@@ -48,7 +48,7 @@ func TestPhases(t *testing.T) {
 // would answer afterwards.
 func TestDryRunGuardsNothing(t *testing.T) {
 	m := newMachine(t)
-	p := New(m, slog.New(slog.DiscardHandler), func() []byte { return nil }, Options{Limits: plan.DefaultLimits}, "v1")
+	p := New(m, slog.New(slog.DiscardHandler), func() []byte { return nil }, Options{Limits: verdict.DefaultLimits}, "v1")
 	p.Plan()
 	if len(m.guards) > 0 || len(m.mem.Writes()) > 0 {
 		t.Errorf("a dry run set deadlines %q or wrote to memory", m.guards)

@@ -19,13 +19,11 @@ func Check(p *Plan) error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 
-	parts := p.parts()
+	parts := p.Parts()
 	var cuts []uint64
 	cut := func(r phys.Range) { cuts = append(cuts, r.Start, r.End) }
-	for _, part := range parts {
-		for _, r := range part.set {
-			cut(r)
-		}
+	for _, x := range parts {
+		cut(x.Range)
 	}
 	for _, e := range p.Firmware.Entries {
 		cut(e.Range)
@@ -53,11 +51,9 @@ func Check(p *Plan) error {
 		r := phys.Range{Start: bounds[i], End: bounds[i+1]}
 		at := r.Start
 		var held []string
-		for _, part := range parts {
-			for _, x := range part.set {
-				if x.Start <= at && at < x.End {
-					held = append(held, part.name)
-				}
+		for _, x := range parts {
+			if x.Range.Start <= at && at < x.Range.End {
+				held = append(held, x.Role.String())
 			}
 		}
 		ram := isRAM(p.Firmware, at)

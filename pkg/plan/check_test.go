@@ -9,7 +9,6 @@ import (
 	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
-	"github.com/warmcore/warmcore/pkg/registration"
 )
 
 func mustMake(t *testing.T, ram uint64) *Plan {
@@ -86,8 +85,8 @@ func TestCheckHeaderFinds(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p := mustMake(t, 2*gib)
-			note := registration.Note{Addr: p.Boot[0].Start + 0x2000, Size: 424}
-			h, warnings := p.CoreHeader([]registration.Note{note}, kernelmap.Mapping{DirectBase: 0xffff888000000000})
+			note := size(p.Boot[0].Start+0x2000, 424)
+			h, warnings := p.CoreHeader([]phys.Range{note}, kernelmap.Mapping{DirectBase: 0xffff888000000000})
 			if len(warnings) > 0 || len(h.Notes) != 1 {
 				t.Fatalf("header with %d notes, warnings %q", len(h.Notes), warnings)
 			}

@@ -9,7 +9,6 @@ import (
 	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
-	"github.com/warmcore/warmcore/pkg/registration"
 )
 
 // Kind is how the payload starts the normal kernel.
@@ -70,7 +69,7 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 // and lies at p_offset. Notes that lie outside the dumped memory, or across
 // two pieces of it, are left out and returned as warnings; so is a mapping that
 // can't be true.
-func (p *Plan) CoreHeader(notes []registration.Note, mapping kernelmap.Mapping) (elfcore.Header, []string) {
+func (p *Plan) CoreHeader(notes []phys.Range, mapping kernelmap.Mapping) (elfcore.Header, []string) {
 	h, warnings := p.coreHeader(notes, mapping)
 	if mapping != (kernelmap.Mapping{}) && elfcore.Check(h, p.Destination.Union(p.Preserved)) != nil {
 		var more []string
@@ -83,29 +82,26 @@ func (p *Plan) CoreHeader(notes []registration.Note, mapping kernelmap.Mapping) 
 // minNote is the size of a note's header, in bytes.
 const minNote = 12
 
-func (p *Plan) coreHeader(notes []registration.Note, mapping kernelmap.Mapping) (elfcore.Header, []string) {
+func (p *Plan) coreHeader(notes []phys.Range, mapping kernelmap.Mapping) (elfcore.Header, []string) {
 	h := elfcore.Header{Machine: p.Arch.Machine}
 	var warnings []string
 	var taken phys.Set
 	pieces := p.pieces()
 	for _, n := range notes {
-		r, ok := phys.Sized(n.Addr, n.Size)
-		now := locate(pieces, r)
+		now := locate(pieces, n)
 		switch {
-		case n == registration.Note{}: // a CPU that never was there
+		case n.Size() < minNote || n.Size() > elfcore.MaxNoteSize:
+			warnings = append(warnings, fmt.Sprintf("note at %#x: %d bytes can't be one", n.Start, n.Size()))
 			continue
-		case n.Size < minNote || n.Size > elfcore.MaxNoteSize:
-			warnings = append(warnings, fmt.Sprintf("note at %#x: %d bytes can't be one", n.Addr, n.Size))
+		case len(now) != 1 || now[0].Size != n.Size():
+			warnings = append(warnings, fmt.Sprintf("note at %#x, %d bytes: not in one piece of dumped memory", n.Start, n.Size()))
 			continue
-		case !ok || len(now) != 1 || now[0].Size != n.Size:
-			warnings = append(warnings, fmt.Sprintf("note at %#x, %d bytes: not in one piece of dumped memory", n.Addr, n.Size))
-			continue
-		case taken.Overlaps(r):
-			warnings = append(warnings, fmt.Sprintf("note at %#x: overlaps another", n.Addr))
+		case taken.Overlaps(n):
+			warnings = append(warnings, fmt.Sprintf("note at %#x: overlaps another", n.Start))
 			continue
 		}
-		taken = taken.Union(phys.Set{r})
-		h.Notes = append(h.Notes, elfcore.Note{Phys: n.Addr, Offset: now[0].Dst, Size: n.Size})
+		taken = taken.Union(phys.Set{n})
+		h.Notes = append(h.Notes, elfcore.Note{Phys: n.Start, Offset: now[0].Dst, Size: n.Size()})
 	}
 	// Whole pages only, of any size: fs/proc/vmcore.c rounds loads outwards.
 	if text, ok := phys.Sized(mapping.TextPhys, phys.AlignDown(mapping.TextSize, p.Arch.Granule)); ok && mapping.TextVirt != 0 && mapping.TextPhys%p.Arch.Granule == 0 {

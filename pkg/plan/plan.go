@@ -1,10 +1,11 @@
-// Package plan decides: which memory is for what, whether a reset leads to a
-// plain boot or a capture boot, and what the next kernel is told.
+// Package plan decides which memory is for what, and what the next kernel is
+// told about it. Whether a reset leads to a plain boot or a capture boot is
+// pkg/verdict's.
 //
 // Everything here is a function of values. The same firmware memory map and
 // the same policy give the same plan at every reset, in a test, and in
-// `warminit -n`; nothing in it comes from the registration. pkg/payload
-// carries a plan out.
+// `warminit -n`; nothing in it comes from the registration, and this package
+// doesn't import the one that reads it. pkg/payload carries a plan out.
 //
 // Words, used in the whole project:
 //
@@ -26,6 +27,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,7 +35,6 @@ import (
 	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
-	"github.com/warmcore/warmcore/pkg/registration"
 )
 
 const (
@@ -44,6 +45,9 @@ const (
 	// memory is released, with room; larger machines get a sixteenth.
 	defaultBootMemory = 512 * phys.MiB
 	fourGiB           = 4 * phys.GiB
+	// MaxParts is how many ranges a plan may have; the registration carries
+	// them all to the agent.
+	MaxParts = 1024
 )
 
 // Policy is what the payload image decides about memory.
@@ -160,9 +164,9 @@ func Make(in Input) (*Plan, error) {
 	}
 	p.Boot, p.Destination, p.Preserved, p.Margin = d.boot, d.destination, d.preserved, p.Margin.Union(d.margin)
 	p.Copies = pair(p.Boot, p.Destination)
-	if parts := p.Ranges(); len(parts) > registration.MaxPlan {
-		return nil, &Refusal{fmt.Sprintf("memory is in %d parts, more than the %d that the registration takes", len(parts), registration.MaxPlan),
-			parts[registration.MaxPlan].Range, "larger warmcore.block=, or a firmware that leaves fewer holes"}
+	if parts := p.Parts(); len(parts) > MaxParts {
+		return nil, &Refusal{fmt.Sprintf("memory is in %d parts, more than the %d that the registration takes", len(parts), MaxParts),
+			parts[MaxParts].Range, "larger warmcore.block=, or a firmware that leaves fewer holes"}
 	}
 	return p, nil
 }
@@ -249,58 +253,57 @@ func pages(s phys.Set, size uint64) phys.Set {
 // itself. W and D are lent for user pages only and are left out.
 func (p *Plan) Dumped() phys.Set { return p.Boot.Union(p.Preserved) }
 
-// Ranges returns the plan as the registration carries it to the agent.
-func (p *Plan) Ranges() []registration.PlanRange {
-	var out []registration.PlanRange
-	for _, part := range p.parts() {
-		for _, r := range part.set {
-			out = append(out, registration.PlanRange{Role: part.role, Range: r})
+// Role is what a range of the plan is for.
+type Role int
+
+// The roles; the package comment explains the words.
+const (
+	RoleWindow Role = iota
+	RoleHandoff
+	RoleBoot
+	RoleDestination
+	RolePreserved
+	RoleLost
+	RoleMargin
+	roles // how many there are
+)
+
+// String returns the role's word.
+func (r Role) String() string {
+	return [roles]string{"window", "handoff", "boot", "destination", "preserved", "lost", "margin"}[r]
+}
+
+// Part is a range of the plan and what it is for.
+type Part struct {
+	Role  Role
+	Range phys.Range
+}
+
+// Parts returns all ranges of the plan, by role.
+func (p *Plan) Parts() []Part {
+	var out []Part
+	for role := range roles {
+		for _, r := range p.set(role) {
+			out = append(out, Part{role, r})
 		}
 	}
 	return out
 }
 
-type part struct {
-	name string
-	role registration.Role
-	set  phys.Set
-}
-
-func (p *Plan) parts() []part {
-	return []part{
-		{"window", registration.RoleWindow, p.Window},
-		{"handoff", registration.RoleHandoff, phys.Set{p.Handoff}},
-		{"boot", registration.RoleBoot, p.Boot},
-		{"destination", registration.RoleDestination, p.Destination},
-		{"preserved", registration.RolePreserved, p.Preserved},
-		{"lost", registration.RoleLost, p.Lost},
-		{"margin", registration.RoleMargin, p.Margin},
-	}
+// set is the memory of a role.
+func (p *Plan) set(r Role) phys.Set {
+	return [roles]phys.Set{p.Window, {p.Handoff}, p.Boot, p.Destination, p.Preserved, p.Lost, p.Margin}[r]
 }
 
 // String prints the plan, one range a line, in the order of addresses, with
-// what the payload copies behind it.
+// what the payload copies after it.
 func (p *Plan) String() string {
-	type line struct {
-		r    phys.Range
-		name string
-	}
-	var lines []line
-	for _, part := range p.parts() {
-		for _, r := range part.set {
-			lines = append(lines, line{r, part.name})
-		}
-	}
-	slices.SortFunc(lines, func(a, b line) int {
-		if a.r.Start < b.r.Start {
-			return -1
-		}
-		return 1
-	})
+	parts := p.Parts()
+	slices.SortFunc(parts, func(a, b Part) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
 	var b strings.Builder
 	fmt.Fprintf(&b, "memory blocks of %s\n", phys.FormatSize(p.BlockSize))
-	for _, l := range lines {
-		fmt.Fprintf(&b, "%012x-%012x  %-11s  %s\n", l.r.Start, l.r.End-1, l.name, phys.FormatSize(l.r.Size()))
+	for _, x := range parts {
+		fmt.Fprintf(&b, "%012x-%012x  %-11s  %s\n", x.Range.Start, x.Range.End-1, x.Role, phys.FormatSize(x.Range.Size()))
 	}
 	for _, c := range p.Copies {
 		fmt.Fprintf(&b, "copy %012x -> %012x  %s\n", c.Src, c.Dst, phys.FormatSize(c.Size))

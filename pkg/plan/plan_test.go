@@ -15,7 +15,6 @@ import (
 	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
-	"github.com/warmcore/warmcore/pkg/registration"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden plans")
@@ -293,13 +292,13 @@ func TestCoreHeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	inBoot, kept := p.Boot[0].Start+0x1234000, p.Preserved[0].Start+0x5000
-	notes := []registration.Note{
-		{Addr: inBoot, Size: 0x200},
-		{Addr: kept, Size: 0x200},
-		{Addr: p.Handoff.Start, Size: 0x200},              // not dumped
-		{Addr: p.Preserved[0].End - 0x100, Size: 0x200},   // across the end
-		{Addr: ^uint64(0) - 5, Size: 0x200},               // wraps
-		{Addr: p.Window[0].Start + 0x1000, Size: 1 << 12}, // in the window
+	notes := []phys.Range{
+		size(inBoot, 0x200),
+		size(kept, 0x200),
+		size(p.Handoff.Start, 0x200),          // not dumped
+		size(p.Preserved[0].End-0x100, 0x200), // across the end
+		{},                                    // empty
+		size(p.Window[0].Start+0x1000, 1<<12), // in the window
 	}
 	mapping := kernelmap.Mapping{DirectBase: 0xffff9a0000000000, TextVirt: 0xffffffffa1000000, TextPhys: p.Boot[0].End - 16*mib, TextSize: 32*mib + 123}
 	h, warnings := p.CoreHeader(notes, mapping)
@@ -379,8 +378,8 @@ func fuzzMake(t *testing.T, in Input, window, windowSize, handoff uint64) {
 	if err := Check(p); err != nil {
 		t.Fatalf("%s: %v\n%v", in.Arch.Name, err, p)
 	}
-	note := registration.Note{Addr: window * 4096 * 77, Size: handoff}
-	h, _ := p.CoreHeader([]registration.Note{note}, kernelmap.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Addr, TextSize: windowSize * 4096 * 100})
+	note := size(window*4096*77, handoff)
+	h, _ := p.CoreHeader([]phys.Range{note}, kernelmap.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Start, TextSize: windowSize * 4096 * 100})
 	if err := CheckHeader(p, h); err != nil {
 		t.Fatalf("%s: %v\n%v\n%v", in.Arch.Name, err, h, p)
 	}

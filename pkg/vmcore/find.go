@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
@@ -66,7 +67,7 @@ type searched struct {
 func (s *searched) find(memory phys.Set) (best vmcoreinfo.Candidate, err error) {
 	err = errNoVMCOREINFO
 	for _, c := range vmcoreinfo.Find(s, memory, nil).Candidates {
-		if _, failed := vmcoreinfo.KernelMapping(s.dump, c.Info); failed != nil {
+		if _, failed := kernelmap.Read(s.dump, c.Info); failed != nil {
 			if best.Info == nil {
 				err = fmt.Errorf("what is at %#x is of another boot, or can't be checked: %w", c.Addr, failed)
 			}

@@ -21,7 +21,7 @@ type pkg struct {
 	ImportPath, Dir, Name, Doc string
 	GoFiles, IgnoredGoFiles    []string
 	TestGoFiles, XTestGoFiles  []string
-	Imports                    []string
+	Imports, Deps              []string
 	TestImports, XTestImports  []string
 }
 
@@ -48,7 +48,7 @@ func layerOf(importPath string) (layer, bool) {
 
 func list(t *testing.T) []pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,Name,Doc,GoFiles,IgnoredGoFiles,TestGoFiles,XTestGoFiles,Imports,TestImports,XTestImports", module+"...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,Name,Doc,GoFiles,IgnoredGoFiles,TestGoFiles,XTestGoFiles,Imports,Deps,TestImports,XTestImports", module+"...")
 	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=0")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
@@ -118,6 +118,11 @@ func checkImports(p pkg) (problems []string) {
 			if below(imported, f.path) && slices.Contains(f.in, own) && !slices.Contains(f.except, p.path()) {
 				fail("imports %s; %s", imported, f.reason)
 			}
+		}
+	}
+	for _, a := range apart {
+		if p.path() == a.path && slices.Contains(p.Deps, module+a.not) {
+			fail("depends on %s; %s", a.not, a.reason)
 		}
 	}
 	for _, imported := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {

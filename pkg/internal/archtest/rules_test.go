@@ -58,6 +58,7 @@ var layers = map[string]layer{
 
 	"pkg/convert":    pure,
 	"pkg/plan":       pure,
+	"pkg/verdict":    pure,
 	"pkg/dumpfilter": pure,
 	"pkg/segments":   pure,
 
@@ -114,6 +115,12 @@ var forbidden = []struct {
 		"one place adapts to u-root's changes; elsewhere it is a tool that builds the initramfs"},
 	{[]layer{values, formats, pure, system, places, flows}, "flag", nil, "parameters are a command's business"},
 	{[]layer{values, formats, pure, system, places, flows, command, support}, "github.com/stretchr", nil, "go-cmp is the only test helper"},
+}
+
+// apart are packages of which one must not import another, not even through
+// others, though the layers would allow it.
+var apart = []struct{ path, not, reason string }{
+	{"pkg/plan", "pkg/registration", "nothing that the crashed system wrote may say where the payload writes"},
 }
 
 // thirdParty are the modules that code, besides tools, may import at all.

@@ -53,6 +53,13 @@ func TestImportsFind(t *testing.T) {
 	}
 }
 
+func TestApartFinds(t *testing.T) {
+	p := pkg{ImportPath: module + "pkg/plan", GoFiles: []string{"a.go"}, Imports: []string{module + "pkg/memmap"}, Deps: []string{module + "pkg/memmap"}}
+	wantProblem(t, checkImports(p), "")
+	p.Deps = append(p.Deps, module+"pkg/registration")
+	wantProblem(t, checkImports(p), "where the payload writes")
+}
+
 func TestPackageOfTests(t *testing.T) {
 	p := pkg{ImportPath: module + "boot/new", TestGoFiles: []string{"a_test.go"}, TestImports: []string{"os"}}
 	wantProblem(t, checkImports(p), "")

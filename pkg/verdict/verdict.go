@@ -1,9 +1,18 @@
-package plan
+// Package verdict decides what a reset leads to: a plain boot or a capture
+// boot, from what the last boot registered and from today's plan; and it says
+// what is registered for the next reset.
+//
+// Everything here is a function of values. A registration was written by a
+// system that was crashing, or by a hostile one: it can cause a capture boot or
+// prevent one, and never says where anything is written.
+package verdict
 
 import (
 	"fmt"
 
+	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/elfcore"
+	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
@@ -41,7 +50,7 @@ type Situation struct {
 
 // Decision is what a reset leads to.
 type Decision struct {
-	Kind    Kind
+	Kind    plan.Kind
 	Reason  registration.Reason // of the dump, in a capture boot
 	Why     string              // one sentence for the log
 	Copied  bool                // L is in D already: do not copy again
@@ -53,7 +62,7 @@ type Decision struct {
 // it does not understand leads to a plain boot, and Why says what that was.
 func Decide(s Situation) Decision {
 	plain := func(prearm bool, format string, args ...any) Decision {
-		return Decision{Kind: Plain, Prearm: prearm, Why: fmt.Sprintf(format, args...)}
+		return Decision{Kind: plan.Plain, Prearm: prearm, Why: fmt.Sprintf(format, args...)}
 	}
 	switch {
 	case s.Off:
@@ -80,7 +89,7 @@ func Decide(s Situation) Decision {
 		return plain(prearm, "the firmware's memory map changed since arming: %x is now %x", b.MapHash[:4], s.MapHash[:4])
 	}
 	if b.State == registration.Capturing || b.Capture.Copied {
-		d := Decision{Kind: Capture, Reason: b.Capture.Reason, Copied: b.Capture.Copied}
+		d := Decision{Kind: plan.Capture, Reason: b.Capture.Reason, Copied: b.Capture.Copied}
 		if b.Counters.Attempts >= s.Limits.Attempts {
 			return plain(prearm, "gave the dump up after %d capture boots in which it was not saved", b.Counters.Attempts)
 		}
@@ -94,7 +103,7 @@ func Decide(s Situation) Decision {
 	if n := s.Limits.Captures; n > 0 && recent(b.Counters.LastCaptures[:], s.Now) >= min(n, len(b.Counters.LastCaptures)) && b.Counters.Attempts == 0 {
 		return plain(prearm, "%d dumps within an hour: crashes are too frequent, taking no more for now", recent(b.Counters.LastCaptures[:], s.Now))
 	}
-	d := Decision{Kind: Capture, NewDump: b.Counters.Attempts == 0}
+	d := Decision{Kind: plan.Capture, NewDump: b.Counters.Attempts == 0}
 	switch {
 	case b.State == registration.Prearmed:
 		d.Reason = registration.ReasonEarly
@@ -127,7 +136,7 @@ func recent(captures []int64, now int64) (n int) {
 // Begin returns the block as it is to be stored before boot memory is copied
 // (capture) or before the normal kernel is placed (plain). nonce is fresh;
 // old is nil where there was no valid block.
-func (d Decision) Begin(old *registration.Block, p *Plan, hash [32]byte, nonce [16]byte, now int64) *registration.Block {
+func (d Decision) Begin(old *registration.Block, p *plan.Plan, hash [32]byte, nonce [16]byte, now int64) *registration.Block {
 	b := &registration.Block{State: registration.Empty}
 	if old != nil {
 		c := *old
@@ -136,10 +145,10 @@ func (d Decision) Begin(old *registration.Block, p *Plan, hash [32]byte, nonce [
 	b.Counters.Boots++
 	b.MapHash = hash
 	if p != nil {
-		b.Plan = p.Ranges()
+		b.Plan = Ranges(p)
 		b.Policy.BlockSize = p.BlockSize
 	}
-	if d.Kind == Capture {
+	if d.Kind == plan.Capture {
 		b.Counters.Attempts++
 		b.Capture.Reason = d.Reason
 		if d.NewDump {
@@ -167,4 +176,31 @@ func (d Decision) Begin(old *registration.Block, p *Plan, hash [32]byte, nonce [
 		b.State = registration.Prearmed
 	}
 	return b
+}
+
+// The registration has room for every plan, and every handoff area for it:
+// these are negative, and no uint, if that ever changes.
+const (
+	_ = uint(registration.MaxPlan - plan.MaxParts)
+	_ = uint(binding.MinHandoff - registration.SizeMin)
+)
+
+// roles has the registration's word for each of the plan's.
+var roles = map[plan.Role]registration.Role{
+	plan.RoleWindow:      registration.RoleWindow,
+	plan.RoleHandoff:     registration.RoleHandoff,
+	plan.RoleBoot:        registration.RoleBoot,
+	plan.RoleDestination: registration.RoleDestination,
+	plan.RolePreserved:   registration.RolePreserved,
+	plan.RoleLost:        registration.RoleLost,
+	plan.RoleMargin:      registration.RoleMargin,
+}
+
+// Ranges returns a plan as the registration carries it.
+func Ranges(p *plan.Plan) []registration.PlanRange {
+	var out []registration.PlanRange
+	for _, x := range p.Parts() {
+		out = append(out, registration.PlanRange{Role: roles[x.Role], Range: x.Range})
+	}
+	return out
 }

@@ -1,4 +1,4 @@
-package plan
+package verdict
 
 import (
 	"errors"
@@ -10,6 +10,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/warmcore/warmcore/pkg/kernelmap"
+	"github.com/warmcore/warmcore/pkg/memmap"
+	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
@@ -20,6 +23,49 @@ var (
 )
 
 const now = int64(1_700_000_000)
+
+func size(start, n uint64) phys.Range { return phys.Range{Start: start, End: start + n} }
+
+// input is a machine of 4 GiB; tests change it.
+func input() plan.Input {
+	const mib = phys.MiB
+	return plan.Input{
+		Arch: plan.AMD64,
+		Firmware: memmap.Map{Entries: []memmap.Entry{
+			{Range: size(0, 0x9f000), Kind: memmap.RAM},
+			{Range: size(mib, 2047*mib), Kind: memmap.RAM},
+			{Range: size(4096*mib, 2048*mib), Kind: memmap.RAM},
+		}},
+		Policy: plan.Policy{Window: phys.Set{size(384*mib, 128*mib)}, Handoff: size(512*mib, 2*mib)},
+	}
+}
+
+func made(t testing.TB, in plan.Input) *plan.Plan {
+	t.Helper()
+	p, err := plan.Make(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestRanges: the registration calls each part as the plan does.
+func TestRanges(t *testing.T) {
+	in := input()
+	in.Overwritten = phys.Set{size(4096*phys.MiB, phys.PageSize)}
+	p := made(t, in)
+	ranges := Ranges(p)
+	for i, x := range p.Parts() {
+		if got := ranges[i]; got.Range != x.Range || got.Role.String() != x.Role.String() {
+			t.Errorf("%v %v is registered as %v %v", x.Role, x.Range, got.Role, got.Range)
+		}
+	}
+	for role, name := range roles {
+		if role.String() != name.String() {
+			t.Errorf("role %v is registered as %v", role, name)
+		}
+	}
+}
 
 // armed returns a situation in which a dump is taken; tests change it.
 func armed() Situation {
@@ -111,7 +157,7 @@ func TestDecideStates(t *testing.T) {
 // words says what is in a decision besides its sentence.
 func words(d Decision) string {
 	out := []string{d.Kind.String()}
-	if d.Kind == Capture || d.Reason != 0 {
+	if d.Kind == plan.Capture || d.Reason != 0 {
 		out = append(out, d.Reason.String())
 	}
 	for _, f := range []struct {
@@ -239,10 +285,7 @@ func everything() *registration.Block {
 }
 
 func TestBegin(t *testing.T) {
-	p, err := Make(Input{Arch: AMD64, Firmware: q35(2 * gib), Policy: usual})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := made(t, input())
 	hash := [32]byte{7}
 	tests := []struct {
 		name     string
@@ -250,23 +293,23 @@ func TestBegin(t *testing.T) {
 		old      func(b *registration.Block) // nil: no block at all
 		want     func(b *registration.Block) // changes what was there
 	}{
-		{"new dump", Decision{Kind: Capture, Reason: registration.ReasonPanic, NewDump: true}, func(*registration.Block) {},
+		{"new dump", Decision{Kind: plan.Capture, Reason: registration.ReasonPanic, NewDump: true}, func(*registration.Block) {},
 			func(b *registration.Block) {
 				b.Counters = registration.Counters{Boots: 10, Captures: 4, Attempts: 1, PrearmStrikes: 1, LastCaptures: [8]int64{now, now - 10, now - 20}}
 				b.Capture = registration.Capture{Reason: registration.ReasonPanic, Time: now}
 			}},
-		{"early dump counts as a strike", Decision{Kind: Capture, Reason: registration.ReasonEarly, NewDump: true}, func(*registration.Block) {},
+		{"early dump counts as a strike", Decision{Kind: plan.Capture, Reason: registration.ReasonEarly, NewDump: true}, func(*registration.Block) {},
 			func(b *registration.Block) {
 				b.Counters = registration.Counters{Boots: 10, Captures: 4, Attempts: 1, PrearmStrikes: 2, LastCaptures: [8]int64{now, now - 10, now - 20}}
 				b.Capture = registration.Capture{Reason: registration.ReasonEarly, Time: now}
 			}},
-		{"a full list of captures", Decision{Kind: Capture, Reason: registration.ReasonReset, NewDump: true},
+		{"a full list of captures", Decision{Kind: plan.Capture, Reason: registration.ReasonReset, NewDump: true},
 			func(b *registration.Block) { b.Counters.LastCaptures = [8]int64{8, 7, 6, 5, 4, 3, 2, 1} },
 			func(b *registration.Block) {
 				b.Counters = registration.Counters{Boots: 10, Captures: 4, Attempts: 1, PrearmStrikes: 1, LastCaptures: [8]int64{now, 8, 7, 6, 5, 4, 3, 2}}
 				b.Capture = registration.Capture{Reason: registration.ReasonReset, Time: now}
 			}},
-		{"same dump again", Decision{Kind: Capture, Reason: registration.ReasonEarly, Copied: true},
+		{"same dump again", Decision{Kind: plan.Capture, Reason: registration.ReasonEarly, Copied: true},
 			func(b *registration.Block) {
 				b.State = registration.Capturing
 				b.Counters.Attempts = 1
@@ -275,7 +318,7 @@ func TestBegin(t *testing.T) {
 			func(b *registration.Block) {
 				b.Counters.Boots, b.Counters.Attempts = 10, 2
 			}},
-		{"plain", Decision{Kind: Plain, Prearm: true},
+		{"plain", Decision{Kind: plan.Plain, Prearm: true},
 			func(b *registration.Block) { b.Counters.Attempts, b.Capture.Copied = 3, true },
 			func(b *registration.Block) {
 				b.State = registration.Prearmed
@@ -284,7 +327,7 @@ func TestBegin(t *testing.T) {
 				b.Counters.Boots, b.Counters.Attempts = 10, 0
 				b.Capture = registration.Capture{}
 			}},
-		{"plain after a clean shutdown forgets the captures", Decision{Kind: Plain},
+		{"plain after a clean shutdown forgets the captures", Decision{Kind: plan.Plain},
 			func(b *registration.Block) { b.State = registration.Disarmed },
 			func(b *registration.Block) {
 				b.State = registration.Empty
@@ -292,7 +335,7 @@ func TestBegin(t *testing.T) {
 				b.CPUNotes, b.VMCoreInfo = nil, registration.Note{}
 				b.Counters = registration.Counters{Boots: 10, Captures: 3, PrearmStrikes: 1}
 			}},
-		{"first boot", Decision{Kind: Plain, Prearm: true}, nil,
+		{"first boot", Decision{Kind: plan.Plain, Prearm: true}, nil,
 			func(b *registration.Block) {
 				*b = registration.Block{State: registration.Prearmed, Identity: registration.Identity{Nonce: otherNonce, Time: now}}
 				b.Counters.Boots = 1
@@ -309,7 +352,7 @@ func TestBegin(t *testing.T) {
 				tt.old(want)
 			}
 			tt.want(want)
-			want.MapHash, want.Plan, want.Policy.BlockSize = hash, p.Ranges(), p.BlockSize
+			want.MapHash, want.Plan, want.Policy.BlockSize = hash, Ranges(p), p.BlockSize
 			got := tt.decision.Begin(old, p, hash, otherNonce, now)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("block (-want +got):\n%s", diff)
@@ -322,7 +365,7 @@ func TestBegin(t *testing.T) {
 }
 
 func TestBeginWithoutPlanOrClock(t *testing.T) {
-	b := Decision{Kind: Capture, Reason: registration.ReasonReset, NewDump: true}.Begin(everything(), nil, thisHash, otherNonce, 0)
+	b := Decision{Kind: plan.Capture, Reason: registration.ReasonReset, NewDump: true}.Begin(everything(), nil, thisHash, otherNonce, 0)
 	if got := b.Counters.LastCaptures[0]; got != 1 {
 		t.Errorf("a capture in 1970 is noted as %d, want 1: 0 means none", got)
 	}
@@ -333,7 +376,7 @@ func TestBeginWithoutPlanOrClock(t *testing.T) {
 
 func letter(d Decision) string {
 	switch {
-	case d.Kind == Plain:
+	case d.Kind == plan.Plain:
 		return "P"
 	case d.NewDump:
 		return "C"
@@ -354,7 +397,7 @@ func TestDecideBegin(t *testing.T) {
 			b.State, b.Counters.Attempts, b.Counters.PrearmStrikes, b.Capture.Copied = registration.Armed, 0, 0, false
 		}, "P CCCCC PPP"},
 		{"the agent arms, and no dump is saved", func(b *registration.Block, d Decision) {
-			if d.Kind == Plain {
+			if d.Kind == plan.Plain {
 				b.State, b.Counters.Attempts, b.Counters.PrearmStrikes, b.Capture.Copied = registration.Armed, 0, 0, false
 			}
 		}, "P CccPCccPCccPCccPCccPPP"},
@@ -369,7 +412,7 @@ func TestDecideBegin(t *testing.T) {
 				d := Decide(Situation{Block: b, MapHash: thisHash, Now: now + int64(i), Limits: DefaultLimits})
 				got += letter(d)
 				b = d.Begin(b, nil, thisHash, [16]byte{byte(i)}, now+int64(i))
-				if d.Kind == Capture {
+				if d.Kind == plan.Capture {
 					b.State, b.Capture.Copied = registration.Capturing, true
 				}
 				tt.next(b, d)

@@ -101,7 +101,7 @@ func (h Header) BinarySize() int {
 // AppendBinary appends h in the layout of the package comment. It refuses
 // what no reader takes: no program header, more than MaxPhdrs, an empty or
 // wrapping segment, a note above MaxNoteSize. On error it returns nil. See
-// AppendWithNote for a header that may have no notes.
+// AppendWithNotes for a header that may have no notes.
 func (h Header) AppendBinary(b []byte) ([]byte, error) {
 	n := len(h.Notes) + len(h.Loads)
 	if n == 0 || n > MaxPhdrs {
@@ -146,32 +146,36 @@ func (h Header) AppendBinary(b []byte) ([]byte, error) {
 	return b, nil
 }
 
-// AppendWithNote appends h with one note more, and the note itself behind the
-// program headers. At is the physical address where the first byte that is
-// appended will lie, a multiple of 4; errors are those of AppendBinary and
-// AppendNote.
+// AppendWithNotes appends h with one PT_NOTE more, and the notes in it, at
+// least one, behind the program headers. At is the physical address where the
+// first byte that is appended will lie, a multiple of 4; errors are those of
+// AppendBinary and AppendNote.
 //
 // A header should always have a note that is known not to be empty: without a
 // PT_NOTE, or with none but empty ones, the kernel allocates 0 bytes for
 // the merged notes (merge_note_headers_elf64 in v6.12), fails, and there is no
 // /proc/vmcore: Debian 6.1 says "Kdump: vmcore not initialized" and boots on. A
 // kernel that died before it wrote VMCOREINFO leaves no other note.
-func (h Header) AppendWithNote(b []byte, at uint64, n ELFNote) ([]byte, error) {
-	note, err := AppendNote(nil, n)
-	if err != nil {
-		return nil, err
+func (h Header) AppendWithNotes(b []byte, at uint64, notes ...ELFNote) ([]byte, error) {
+	var own []byte
+	for _, n := range notes {
+		var err error
+		if own, err = AppendNote(own, n); err != nil {
+			return nil, err
+		}
 	}
-	note = AppendFinalNote(note)
+	own = AppendFinalNote(own)
 	size := uint64(h.BinarySize() + PhdrSize)
-	if at%4 != 0 || wraps(at, size+uint64(len(note))) {
+	if at%4 != 0 || wraps(at, size+uint64(len(own))) {
 		return nil, fmt.Errorf("encode ELF core header: address %#x is not aligned to 4, or its end wraps", at)
 	}
 	at += size
-	h.Notes = append(slices.Clip(h.Notes), Note{Phys: at, Offset: at, Size: uint64(len(note))})
-	if b, err = h.AppendBinary(b); err != nil {
+	h.Notes = append(slices.Clip(h.Notes), Note{Phys: at, Offset: at, Size: uint64(len(own))})
+	b, err := h.AppendBinary(b)
+	if err != nil {
 		return nil, err
 	}
-	return append(b, note...), nil
+	return append(b, own...), nil
 }
 
 func appendPhdr(b []byte, typ uint32, align uint64, s Load) []byte {

@@ -280,7 +280,7 @@ func TestAppendBinaryRefuses(t *testing.T) {
 	}
 }
 
-func TestAppendWithNote(t *testing.T) {
+func TestAppendWithNotes(t *testing.T) {
 	const at = 0x200c0000
 	added := elfcore.ELFNote{Name: "WARMCORE", Type: 7, Desc: []byte("early")}
 	for _, c := range []struct {
@@ -291,7 +291,7 @@ func TestAppendWithNote(t *testing.T) {
 		{"besideOthers", small},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b, err := c.h.AppendWithNote(nil, at, added)
+			b, err := c.h.AppendWithNotes(nil, at, added)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -322,12 +322,12 @@ func TestAppendWithNote(t *testing.T) {
 		t.Errorf("the header that was given has %d notes now", len(small.Notes))
 	}
 	for _, at := range []uint64{at + 2, ^uint64(0) - 299, ^uint64(0) - 3} {
-		if b, err := small.AppendWithNote(nil, at, added); err == nil || b != nil {
+		if b, err := small.AppendWithNotes(nil, at, added); err == nil || b != nil {
 			t.Errorf("at %#x: got %d bytes and error %v, want an error", at, len(b), err)
 		}
 	}
 	added.Desc = make([]byte, elfcore.MaxNoteSize)
-	if b, err := small.AppendWithNote(nil, at, added); err == nil || b != nil {
+	if b, err := small.AppendWithNotes(nil, at, added); err == nil || b != nil {
 		t.Errorf("huge note: got %d bytes and error %v, want an error", len(b), err)
 	}
 }

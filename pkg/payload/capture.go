@@ -1,6 +1,7 @@
 package payload
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -10,6 +11,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/verdict"
+	"github.com/warmcore/warmcore/pkg/vmcore"
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
@@ -17,45 +20,110 @@ import (
 // it returns without an error the state is capturing: from then on L may be
 // overwritten, and a reset offers the same dump again.
 func (p *Payload) prepareCapture() error {
+	if err := verdict.Check(p.block, p.plan, p.decision); err != nil {
+		return fmt.Errorf("what the dump is to show contradicts the memory plan, this is a defect of warmcore: %w", err)
+	}
 	b := p.decision.Begin(p.block, p.plan, p.firmware.Hash(), p.sys.Nonce(), p.sys.Now().Unix())
 	if err := p.store(b); err != nil {
 		return err
 	}
+	area := registration.CoreHeaderRange(p.plan.Handoff)
+	describe := p.keptHeader
 	if !p.decision.Copied {
-		p.quietDevices() // also those that came since
-		p.enter(registration.PhaseCopy, phaseLimit+transfer(p.plan.Boot.Size(), copyRate))
-		start := time.Now()
-		if err := p.mem.Copy(p.plan.Copies, p.sys.CPUs(), nil); err != nil {
-			return fmt.Errorf("copy boot memory: %w", err)
+		describe = p.coreHeader
+		if err := p.copyBootMemory(b); err != nil {
+			return err
 		}
-		b.Capture.CopyBytes = p.plan.Boot.Size()
-		b.Capture.CopyNanos = uint64(time.Since(start))
-		seconds := time.Since(start).Seconds()
-		p.log.Info("boot memory copied", "bytes", phys.FormatSize(b.Capture.CopyBytes), "seconds", fmt.Sprintf("%.3f", seconds),
-			"rate", phys.FormatSize(uint64(float64(b.Capture.CopyBytes)/seconds))+"/s")
 	}
 	p.enter(registration.PhaseDump, phaseLimit+transfer(p.plan.Dumped().Size(), scanRate))
-	at := registration.CoreHeaderRange(p.plan.Handoff)
-	header, err := p.coreHeader(b, at.Start)
+	header, err := describe(b, area)
 	if err != nil {
 		return err
 	}
-	if uint64(len(header)) > at.Size() {
-		return fmt.Errorf("ELF core header of %d bytes: the handoff area has room for %d", len(header), at.Size())
+	if uint64(len(header)) > area.Size() {
+		return fmt.Errorf("ELF core header of %d bytes: the handoff area has room for %d", len(header), area.Size())
 	}
-	at.End = at.Start + uint64(len(header))
-	if err := p.mem.WritePhys(header, at.Start); err != nil {
-		return fmt.Errorf("ELF core header: %w", err)
+	// While it is written, the header of an offered dump is torn: it stays if
+	// it is right as it is.
+	if old := p.handoff[registration.CoreHeaderOff:][:len(header)]; !p.decision.Copied || !bytes.Equal(old, header) {
+		if err := p.mem.WritePhys(header, area.Start); err != nil {
+			return fmt.Errorf("ELF core header: %w", err)
+		}
 	}
-	b.Capture.CoreHeader = at
+	b.Capture.CoreHeader = phys.Range{Start: area.Start, End: area.Start + uint64(len(header))}
 	b.Capture.Copied = true
+	b.Absent, b.Lost = nil, nil // the header says what is in the dump
 	b.State = registration.Capturing
 	return p.store(b)
 }
 
+func (p *Payload) copyBootMemory(b *registration.Block) error {
+	p.quietDevices() // also those that came since
+	p.enter(registration.PhaseCopy, phaseLimit+transfer(p.plan.Boot.Size(), copyRate))
+	start := time.Now()
+	if err := p.mem.Copy(p.plan.Copies, p.sys.CPUs(), nil); err != nil {
+		return fmt.Errorf("copy boot memory: %w", err)
+	}
+	b.Capture.CopyBytes = p.plan.Boot.Size()
+	b.Capture.CopyNanos = uint64(time.Since(start))
+	seconds := time.Since(start).Seconds()
+	p.log.Info("boot memory copied", "bytes", phys.FormatSize(b.Capture.CopyBytes), "seconds", fmt.Sprintf("%.3f", seconds),
+		"rate", phys.FormatSize(uint64(float64(b.Capture.CopyBytes)/seconds))+"/s")
+	return nil
+}
+
+// keptHeader describes a dump whose boot memory an earlier boot has copied, by
+// the header that it left in area.
+func (p *Payload) keptHeader(b *registration.Block, area phys.Range) ([]byte, error) {
+	at := b.Capture.CoreHeader
+	if at.Empty() || !area.Contains(at) {
+		return nil, fmt.Errorf("ELF core header %v of the boot that copied: not in the handoff area", at)
+	}
+	inHandoff := func(r phys.Range) []byte { return p.handoff[r.Start-p.plan.Handoff.Start:][:r.Size()] }
+	old, err := elfcore.Parse(inHandoff(at))
+	if err != nil {
+		return nil, fmt.Errorf("ELF core header of the boot that copied: %w", err)
+	}
+	h, lost, err := verdict.Keep(old, p.plan)
+	if err != nil {
+		return nil, fmt.Errorf("ELF core header of the boot that copied: %w", err)
+	}
+	p.logLost(lost)
+	var own vmcore.Info // our own notes, behind the header
+	for _, n := range old.Notes {
+		if r, ok := phys.Sized(n.Offset, n.Size); ok && at.Contains(r) {
+			own.AddNotes(inHandoff(r))
+		}
+	}
+	p.log.Info("dump", "reason", b.Capture.Reason, "kernel", b.Identity.Release, "registers_of_cpus", b.Capture.CPUsWithRegisters)
+	return p.encodeHeader(h, area.Start, own.Unreadable.Union(lost))
+}
+
+// logLost names memory that today's payload has overwritten or needs.
+func (p *Payload) logLost(lost phys.Set) {
+	if len(lost) > 0 {
+		p.log.Warn("the memory plan changed since the crashed boot", "lost", phys.FormatSize(lost.Size()), "ranges", lost,
+			"so", "the dump is without that memory, and names it")
+	}
+}
+
+// encodeHeader appends to a header our own notes: that there is a dump, and
+// which memory is lost.
+func (p *Payload) encodeHeader(h elfcore.Header, at uint64, lost phys.Set) ([]byte, error) {
+	// The kernel makes no /proc/vmcore of a dump without any note
+	// (merge_note_headers_elf64 in fs/proc/vmcore.c, v6.12), and there may be
+	// neither registers nor VMCOREINFO.
+	notes := []elfcore.ELFNote{{Name: "WARMCORE", Desc: []byte(p.version + "\x00")}}
+	if text := vmcore.UnreadableText(lost, 0, phys.PageSize); len(text) > 0 {
+		notes = append(notes, elfcore.ELFNote{Name: vmcore.NameUnreadable, Type: vmcore.TypeUnreadable, Desc: text})
+	}
+	return h.AppendWithNotes(nil, at, notes...)
+}
+
 // coreHeader describes the dump. What the registration does not say, it finds
-// in the crashed kernel's memory itself. at is where the header will lie.
-func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
+// in the crashed kernel's memory itself. area is where the header will lie.
+func (p *Payload) coreHeader(b *registration.Block, area phys.Range) ([]byte, error) {
+	shown := p.decision.Dump.Shown
 	old := crashedMemory{p}
 	var notes []registration.Note
 	registers := uint32(0)
@@ -97,19 +165,18 @@ func (p *Payload) coreHeader(b *registration.Block, at uint64) ([]byte, error) {
 	if info.Size > 0 {
 		notes = append(notes, info)
 	}
-	h, warnings := p.plan.CoreHeader(places(notes), b.Mapping)
+	h, warnings := p.plan.CoreHeader(shown, places(notes), b.Mapping)
 	for _, w := range warnings {
 		p.log.Warn("ELF core header", "warning", w)
 	}
-	if err := plan.CheckHeader(p.plan, h); err != nil {
+	if err := plan.CheckHeader(p.plan, shown, h); err != nil {
 		return nil, fmt.Errorf("ELF core header: %w", err)
 	}
-	p.log.Info("dump", "reason", b.Capture.Reason, "kernel", b.Identity.Release, "memory", phys.FormatSize(p.plan.Dumped().Size()),
+	p.log.Info("dump", "reason", b.Capture.Reason, "kernel", b.Identity.Release, "memory", phys.FormatSize(shown.Size()),
 		"registers_of_cpus", registers)
-	// The kernel makes no /proc/vmcore of a dump without any note
-	// (merge_note_headers_elf64 in fs/proc/vmcore.c, v6.12), and there may be
-	// neither registers nor VMCOREINFO.
-	return h.AppendWithNote(nil, at, elfcore.ELFNote{Name: "WARMCORE", Desc: []byte(p.version + "\x00")})
+	lost := p.decision.Dump.Lost
+	p.logLost(lost)
+	return p.encodeHeader(h, area.Start, lost)
 }
 
 // places is where notes are that are anywhere: a CPU that never was there has
@@ -135,7 +202,7 @@ func hasVMCoreInfo(text []byte) bool {
 func (p *Payload) findVMCoreInfo(before kernelmap.Mapping) (vmcoreinfo.Candidate, kernelmap.Mapping, error) {
 	old := crashedMemory{p}
 	start := time.Now()
-	found := vmcoreinfo.Find(old, p.plan.Dumped(), nil)
+	found := vmcoreinfo.Find(old, p.decision.Dump.Shown, nil)
 	p.log.Info("memory scanned for VMCOREINFO", "seconds", fmt.Sprintf("%.3f", time.Since(start).Seconds()),
 		"found", len(found.Candidates), "unreadable", len(found.Holes))
 	var errs []error
@@ -151,7 +218,7 @@ func (p *Payload) findVMCoreInfo(before kernelmap.Mapping) (vmcoreinfo.Candidate
 		}
 	}
 	return vmcoreinfo.Candidate{}, kernelmap.Mapping{}, errors.Join(append(errs,
-		fmt.Errorf("not found in %s of memory", phys.FormatSize(p.plan.Dumped().Size())))...)
+		fmt.Errorf("not found in %s of memory", phys.FormatSize(p.decision.Dump.Shown.Size())))...)
 }
 
 // sameMapping compares what KASLR moves. The size of the text is left out: the
@@ -169,6 +236,9 @@ func (m crashedMemory) ReadPhys(b []byte, addr uint64) error {
 	r, ok := phys.Sized(addr, uint64(len(b)))
 	if !ok {
 		return fmt.Errorf("address %#x: beyond 64 bits", addr)
+	}
+	if !m.p.decision.Dump.Shown.Contains(r) {
+		return fmt.Errorf("memory %v: not in the dump", r)
 	}
 	done := uint64(0)
 	for _, c := range m.p.plan.Now(r) {
@@ -195,7 +265,7 @@ type viewer interface {
 // as fast as that sounds.
 func (m crashedMemory) ViewPhys(r phys.Range, f func(b []byte)) error {
 	now := m.p.plan.Now(r)
-	if v, ok := m.p.mem.(viewer); ok && len(now) == 1 && now[0].Size == r.Size() {
+	if v, ok := m.p.mem.(viewer); ok && m.p.decision.Dump.Shown.Contains(r) && len(now) == 1 && now[0].Size == r.Size() {
 		return v.View(now[0].DstRange(), f)
 	}
 	b := make([]byte, r.Size())

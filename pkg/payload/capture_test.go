@@ -12,12 +12,14 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/kernelmap"
+	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/normalboot"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/physmem/physmemtest"
 	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/pkg/segments/segmentstest"
+	"github.com/warmcore/warmcore/pkg/vmcore"
 )
 
 // crash is a machine whose armed kernel has crashed.
@@ -38,7 +40,24 @@ const (
 // newCrash boots, arms, and fills memory.
 func newCrash(t *testing.T) *crash {
 	t.Helper()
+	return crashOf(t, newMachine(t))
+}
+
+// newLargeCrash is that of a machine with 4 GiB, for plans that differ.
+func newLargeCrash(t *testing.T) *crash {
+	t.Helper()
 	m := newMachine(t)
+	m.firmware.Entries = []memmap.Entry{
+		{Range: span(0, 0x9fc00), Kind: memmap.RAM},
+		{Range: span(mib, 2*gib), Kind: memmap.RAM},
+		{Range: span(4*gib, 6*gib), Kind: memmap.RAM},
+	}
+	m.mem = physmemtest.New(t, m.firmware.Set(memmap.RAM))
+	return crashOf(t, m)
+}
+
+func crashOf(t *testing.T, m *machine) *crash {
+	t.Helper()
 	c := &crash{machine: m, p: m.plan(), memory: map[uint64][]byte{}}
 	if r := m.run(); !r.started {
 		t.Fatal(r)
@@ -169,7 +188,7 @@ func TestCapture(t *testing.T) {
 	if diff := cmp.Diff(want, b.Capture); diff != "" {
 		t.Errorf("capture (-want +got):\n%s", diff)
 	}
-	wantCounters := registration.Counters{Boots: 2, Captures: 1, Attempts: 1, LastCaptures: [8]int64{c.now.Unix()}}
+	wantCounters := registration.Counters{Boots: 2, Captures: 1, Attempts: 1, LastCaptures: [8]int64{c.now.Unix()}, CaptureBoots: [8]uint64{2}}
 	if diff := cmp.Diff(wantCounters, b.Counters); diff != "" {
 		t.Errorf("counters (-want +got):\n%s", diff)
 	}
@@ -255,6 +274,138 @@ func TestOfferedAgain(t *testing.T) {
 	if b.State != registration.Prearmed || b.Counters.Attempts != 0 || b.Capture.Copied || b.Capture.Reason != registration.ReasonNone {
 		t.Errorf("state %v, counters %+v, capture %+v after giving up", b.State, b.Counters, b.Capture)
 	}
+}
+
+// wantTruth reads the dump as /proc/vmcore does: each page that the crashed
+// kernel filled is in it as it was, or it is named as lost, or it is none that
+// the kernel's own plan dumps. It returns how much is lost.
+func (c *crash) wantTruth() (lost phys.Set) {
+	c.tb.Helper()
+	h, err := elfcore.Parse(c.mem.Get(c.block().Capture.CoreHeader))
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	var info vmcore.Info
+	for _, n := range h.Notes {
+		info.AddNotes(c.mem.Get(span(n.Offset, n.Offset+n.Size)))
+	}
+	shown := map[uint64]uint64{}
+	for _, l := range h.Loads {
+		for off := uint64(0); off < l.Size; off += phys.PageSize {
+			shown[l.Phys+off] = l.Offset + off
+		}
+	}
+	for at, want := range c.memory {
+		now, ok := shown[at]
+		named := info.Unreadable.Overlaps(span(at, at+phys.PageSize))
+		switch got := c.mem.Get(span(now, now+phys.PageSize)); {
+		case ok && named:
+			c.tb.Errorf("page %#x is in the dump, and is named as lost", at)
+		case ok && !bytes.Equal(got, want):
+			c.tb.Errorf("page %#x of the dump, at %#x: % x..., want % x...", at, now, got[:16], want[:16])
+		case !ok && !named && c.p.Dumped().Contains(span(at, at+phys.PageSize)):
+			c.tb.Errorf("page %#x is neither in the dump nor named as lost", at)
+		}
+	}
+	for at := range shown {
+		if !c.p.Dumped().Contains(span(at, at+phys.PageSize)) {
+			c.tb.Fatalf("page %#x is in the dump, and the crashed kernel's plan doesn't dump it", at)
+		}
+	}
+	return info.Unreadable
+}
+
+// TestPlanChanged updates the payload between a kernel's start and its crash,
+// and while the dump is offered again.
+func TestPlanChanged(t *testing.T) {
+	type update struct {
+		cmdline string
+		window  phys.Range // zero: the usual one
+	}
+	other := update{"warmcore.window=128M@640M", span(640*mib, 768*mib)}
+	for _, tt := range []struct {
+		name    string
+		updates []update // at each reset
+		lost    []bool   // whether the dump names memory as lost
+	}{
+		{"no change", []update{{}, {}, {}}, []bool{false, false, false}},
+		{"more boot memory", []update{{cmdline: "warmcore.bootmem=1G"}}, []bool{true}},
+		{"less boot memory", []update{{cmdline: "warmcore.bootmem=256M"}}, []bool{false}},
+		{"another window", []update{other}, []bool{true}},
+		{"the boot loader overwrites more", []update{{cmdline: "warmcore.lost=1M@900M,4K@600M"}}, []bool{true}},
+		{"other memory blocks", []update{{cmdline: "warmcore.block=256M"}}, []bool{true}},
+		{"back again while capturing", []update{other, {}, {}}, []bool{true, true, true}},
+		{"changed while capturing", []update{{}, other, {}}, []bool{false, true, true}},
+		{"each time another", []update{{cmdline: "warmcore.bootmem=1G"}, {cmdline: "warmcore.lost=1M@900M"}, other}, []bool{true, true, true}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newLargeCrash(t)
+			c.record([16]byte{0xaa})
+			last := phys.Set(nil)
+			for i, u := range tt.updates {
+				c.cmdline, c.own = u.cmdline, newMachine(t).own
+				if !u.window.Empty() {
+					c.own = phys.NewSet(span(0x1000, 0x9f000), u.window)
+				}
+				for _, r := range c.own { // the payload has started
+					for at := r.Start; at < r.End; at += mib {
+						c.mem.Set(at, bytes.Repeat([]byte{0x99}, 0x1000))
+					}
+				}
+				c.mem.Writable = c.firmware.Set(memmap.RAM)
+				r := c.run()
+				wantKernel(t, r, 1, "elfcorehdr=")
+				for _, x := range r.ram { // the capture kernel has run
+					c.mem.Set(x.Start, bytes.Repeat([]byte{0xcc}, 0x20000))
+				}
+				lost := c.wantTruth()
+				if (len(lost) > 0) != tt.lost[i] || len(last.Minus(lost)) > 0 {
+					t.Errorf("reset %d: lost %v, want some: %v; before it was %v\n%s", i, lost, tt.lost[i], last, r.log)
+				}
+				if len(lost.Minus(last)) > 0 {
+					wantLog(t, r.log, "warn: the memory plan changed since the crashed boot, lost: ", "the dump is without that memory, and names it")
+				}
+				last = lost
+			}
+		})
+	}
+}
+
+// TestPlanChangedTwice has the update die while it copies, and the old payload
+// come back: what the update has overwritten is not shown.
+func TestPlanChangedTwice(t *testing.T) {
+	c := newLargeCrash(t)
+	c.record([16]byte{0xaa})
+	c.own = phys.NewSet(span(0x1000, 0x9f000), span(640*mib, 768*mib))
+	c.mem.Writable = c.firmware.Set(memmap.RAM)
+	c.mem.Set(700*mib, bytes.Repeat([]byte{0x99}, 0x10000))
+	c.mem.BeforeWrite = func(a physmemtest.Access) error {
+		if !DefaultHandoff.Contains(a.Range) {
+			panic(waited{})
+		}
+		return nil
+	}
+	if r := c.run(); r.started {
+		t.Fatal("the machine was not reset")
+	}
+	c.mem.BeforeWrite = nil
+	c.own = newMachine(t).own
+	r := c.run()
+	wantKernel(t, r, 1, "elfcorehdr=")
+	if lost := c.wantTruth(); !lost.Contains(span(700*mib, 700*mib+0x10000)) {
+		t.Errorf("lost %v, want what the update has overwritten in it", lost)
+	}
+}
+
+// TestOfferedHeaderDamaged gives up a dump of which nobody knows any more where
+// it is.
+func TestOfferedHeaderDamaged(t *testing.T) {
+	c := newCrash(t)
+	c.run()
+	c.mem.Set(c.p.Handoff.Start+registration.CoreHeaderOff, []byte{0})
+	r := c.run()
+	wantKernel(t, r, 1, planned)
+	wantLog(t, r.log, "error: capture, error: ELF core header of the boot that copied: parse ELF header: ", "plain boot, the dump is lost")
 }
 
 // TestPlainAfter has what is no reason to take a dump.

@@ -91,7 +91,7 @@ func newMachine(t testing.TB) *machine {
 		own:      phys.NewSet(span(0x1000, 0x9f000), window),
 		entries:  []normalboot.Entry{debian("Debian", 1)},
 		looked:   []string{"vda1 (ext4): boot/grub/grub.cfg with 1 entries"},
-		now:      time.Unix(1_700_000_000, 0),
+		now:      time.Unix(1_800_000_000, 0),
 	}
 }
 

@@ -253,6 +253,7 @@ func (p *Payload) loaderRanges() phys.Set {
 func (p *Payload) decide() {
 	s := verdict.Situation{
 		MapHash: p.firmware.Hash(),
+		Plan:    p.plan,
 		Now:     p.sys.Now().Unix(),
 		Limits:  p.opts.Limits,
 	}
@@ -286,6 +287,9 @@ func (p *Payload) Describe(w io.Writer) {
 	}
 	fmt.Fprint(w, p.plan)
 	fmt.Fprintf(w, "%v boot: %s\n", p.decision.Kind, p.decision.Why)
+	if lost := p.decision.Dump.Lost; len(lost) > 0 {
+		fmt.Fprintf(w, "the memory plan changed since the crashed boot: the dump is without %s of its memory, %v\n", phys.FormatSize(lost.Size()), lost)
+	}
 }
 
 // Scan intervals: a disk that is slow to appear is found soon, and a machine

@@ -63,8 +63,8 @@ func TestARM64(t *testing.T) {
 					t.Errorf("hidden range %v does not begin an info block below a memory block", r)
 				}
 			}
-			h, warnings := p.CoreHeader(nil, kernelmap.Mapping{})
-			if err := CheckHeader(p, h); err != nil || h.Machine != 183 {
+			h, warnings := p.CoreHeader(p.Dumped(), nil, kernelmap.Mapping{})
+			if err := CheckHeader(p, p.Dumped(), h); err != nil || h.Machine != 183 {
 				t.Errorf("core header of machine %d: %v, warnings %q", h.Machine, err, warnings)
 			}
 			if p.Dumped().Intersect(p.Margin) != nil {
@@ -210,7 +210,7 @@ func TestDirectBaseARM64(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, warnings := p.CoreHeader(nil, kernelmap.Mapping{})
+	h, warnings := p.CoreHeader(p.Dumped(), nil, kernelmap.Mapping{})
 	if l := h.Loads[0]; l.Virt-l.Phys != 0xfffeffffc0000000 || len(warnings) != 1 {
 		t.Errorf("physical %#x is at %#x, warnings %q; want it %#x above 0xffff000000000000", l.Phys, l.Virt, warnings, l.Phys-gib)
 	}

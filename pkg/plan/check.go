@@ -145,11 +145,11 @@ func isRAM(m memmap.Map, at uint64) bool {
 	return ram
 }
 
-// CheckHeader proves that h describes the dumped memory of p: each byte of
-// it exactly once under its own physical address, besides the alias of
+// CheckHeader proves that h describes shown, which is dumped memory of p: each
+// byte of it exactly once under its own physical address, besides the alias of
 // the kernel's text, and that nothing is read that the capture kernel uses
 // as RAM.
-func CheckHeader(p *Plan, h elfcore.Header) error {
+func CheckHeader(p *Plan, shown phys.Set, h elfcore.Header) error {
 	readable := p.Destination.Union(p.Preserved)
 	if err := elfcore.Check(h, readable); err != nil {
 		return err
@@ -177,10 +177,10 @@ func CheckHeader(p *Plan, h elfcore.Header) error {
 			}
 		}
 	}
-	if missing := p.Dumped().Minus(covered); len(missing) > 0 {
+	if missing := shown.Minus(covered); len(missing) > 0 {
 		return fmt.Errorf("dumped memory %v is in no load", missing)
 	}
-	if extra := covered.Minus(p.Dumped()); len(extra) > 0 {
+	if extra := covered.Minus(shown.Intersect(p.Dumped())); len(extra) > 0 {
 		return fmt.Errorf("loads show %v, which is not dumped memory", extra)
 	}
 	return nil

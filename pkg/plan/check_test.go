@@ -86,12 +86,12 @@ func TestCheckHeaderFinds(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := mustMake(t, 2*gib)
 			note := size(p.Boot[0].Start+0x2000, 424)
-			h, warnings := p.CoreHeader([]phys.Range{note}, kernelmap.Mapping{DirectBase: 0xffff888000000000})
+			h, warnings := p.CoreHeader(p.Dumped(), []phys.Range{note}, kernelmap.Mapping{DirectBase: 0xffff888000000000})
 			if len(warnings) > 0 || len(h.Notes) != 1 {
 				t.Fatalf("header with %d notes, warnings %q", len(h.Notes), warnings)
 			}
 			tt.spoil(p, &h)
-			err := CheckHeader(p, h)
+			err := CheckHeader(p, p.Dumped(), h)
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("CheckHeader: %v, want %q", err, tt.want)
 			}

@@ -64,16 +64,17 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 	return m.Normalize()
 }
 
-// CoreHeader returns the ELF core header of the dump: where each byte that the
-// crashed kernel had is now. A copied piece has its old address in p_paddr
+// CoreHeader returns the ELF core header of a dump that shows a part of the
+// plan's dumped memory: where each byte that the crashed kernel had there is
+// now. A copied piece has its old address in p_paddr
 // and lies at p_offset. Notes that lie outside the dumped memory, or across
 // two pieces of it, are left out and returned as warnings; so is a mapping that
 // can't be true.
-func (p *Plan) CoreHeader(notes []phys.Range, mapping kernelmap.Mapping) (elfcore.Header, []string) {
-	h, warnings := p.coreHeader(notes, mapping)
+func (p *Plan) CoreHeader(shown phys.Set, notes []phys.Range, mapping kernelmap.Mapping) (elfcore.Header, []string) {
+	h, warnings := p.coreHeader(shown, notes, mapping)
 	if mapping != (kernelmap.Mapping{}) && elfcore.Check(h, p.Destination.Union(p.Preserved)) != nil {
 		var more []string
-		h, more = p.coreHeader(notes, kernelmap.Mapping{})
+		h, more = p.coreHeader(shown, notes, kernelmap.Mapping{})
 		warnings = append(more, fmt.Sprintf("the kernel mapping %#x contradicts itself, left out", mapping))
 	}
 	return h, warnings
@@ -82,11 +83,11 @@ func (p *Plan) CoreHeader(notes []phys.Range, mapping kernelmap.Mapping) (elfcor
 // minNote is the size of a note's header, in bytes.
 const minNote = 12
 
-func (p *Plan) coreHeader(notes []phys.Range, mapping kernelmap.Mapping) (elfcore.Header, []string) {
+func (p *Plan) coreHeader(shown phys.Set, notes []phys.Range, mapping kernelmap.Mapping) (elfcore.Header, []string) {
 	h := elfcore.Header{Machine: p.Arch.Machine}
 	var warnings []string
 	var taken phys.Set
-	pieces := p.pieces()
+	pieces := p.pieces(shown)
 	for _, n := range notes {
 		now := locate(pieces, n)
 		switch {
@@ -123,11 +124,16 @@ func (p *Plan) coreHeader(notes []phys.Range, mapping kernelmap.Mapping) (elfcor
 	return h, warnings
 }
 
-// pieces is the dumped memory, cut where the place of its bytes changes: Src
-// is the address in the crashed kernel, Dst where the bytes are now.
-func (p *Plan) pieces() []phys.Copy {
-	out := slices.Clone(p.Copies)
-	for _, r := range p.Preserved {
+// pieces is what shown has of the dumped memory, cut where the place of its
+// bytes changes: Src is the address in the crashed kernel, Dst where the bytes
+// are now.
+func (p *Plan) pieces(shown phys.Set) (out []phys.Copy) {
+	for _, c := range p.Copies {
+		for _, r := range shown.Intersect(phys.Set{c.SrcRange()}) {
+			out = append(out, phys.Copy{Src: r.Start, Dst: c.Dst + (r.Start - c.Src), Size: r.Size()})
+		}
+	}
+	for _, r := range shown.Intersect(p.Preserved) {
 		out = append(out, phys.Copy{Src: r.Start, Dst: r.Start, Size: r.Size()})
 	}
 	slices.SortFunc(out, func(a, b phys.Copy) int { return cmp.Compare(a.Src, b.Src) })
@@ -146,4 +152,4 @@ func locate(pieces []phys.Copy, r phys.Range) (now []phys.Copy) {
 
 // Now returns where the bytes of r, an address range of the crashed kernel,
 // are after the copy, cut where that changes. What is not dumped is missing.
-func (p *Plan) Now(r phys.Range) []phys.Copy { return locate(p.pieces(), r) }
+func (p *Plan) Now(r phys.Range) []phys.Copy { return locate(p.pieces(phys.Set{r}), r) }

@@ -301,8 +301,8 @@ func TestCoreHeader(t *testing.T) {
 		size(p.Window[0].Start+0x1000, 1<<12), // in the window
 	}
 	mapping := kernelmap.Mapping{DirectBase: 0xffff9a0000000000, TextVirt: 0xffffffffa1000000, TextPhys: p.Boot[0].End - 16*mib, TextSize: 32*mib + 123}
-	h, warnings := p.CoreHeader(notes, mapping)
-	if err := CheckHeader(p, h); err != nil {
+	h, warnings := p.CoreHeader(p.Dumped(), notes, mapping)
+	if err := CheckHeader(p, p.Dumped(), h); err != nil {
 		t.Errorf("CheckHeader: %v", err)
 	}
 	if len(h.Notes) != 2 || len(warnings) != 4 {
@@ -325,7 +325,7 @@ func TestCoreHeader(t *testing.T) {
 			break
 		}
 	}
-	if err := CheckHeader(p, h); err == nil {
+	if err := CheckHeader(p, p.Dumped(), h); err == nil {
 		t.Error("CheckHeader takes a header that reads boot memory in place")
 	}
 }
@@ -379,8 +379,8 @@ func fuzzMake(t *testing.T, in Input, window, windowSize, handoff uint64) {
 		t.Fatalf("%s: %v\n%v", in.Arch.Name, err, p)
 	}
 	note := size(window*4096*77, handoff)
-	h, _ := p.CoreHeader([]phys.Range{note}, kernelmap.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Start, TextSize: windowSize * 4096 * 100})
-	if err := CheckHeader(p, h); err != nil {
+	h, _ := p.CoreHeader(p.Dumped(), []phys.Range{note}, kernelmap.Mapping{DirectBase: 1 << 63, TextVirt: 0xffffffff81000000, TextPhys: note.Start, TextSize: windowSize * 4096 * 100})
+	if err := CheckHeader(p, p.Dumped(), h); err != nil {
 		t.Fatalf("%s: %v\n%v\n%v", in.Arch.Name, err, h, p)
 	}
 }

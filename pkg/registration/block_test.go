@@ -40,6 +40,13 @@ func fullest() *registration.Block {
 		start := uint64(i) * phys.GiB
 		b.Plan[i] = registration.PlanRange{Role: registration.RolePreserved, Range: phys.Range{Start: start, End: start + phys.GiB}}
 	}
+	for i := range uint64(registration.MaxAbsent) {
+		b.Absent = append(b.Absent, phys.Range{Start: i * 2 * phys.GiB, End: (i*2 + 1) * phys.GiB})
+		b.Lost = append(b.Lost, phys.Range{Start: (i*2 + 1) * phys.GiB, End: (i*2 + 2) * phys.GiB})
+	}
+	for i := range b.Counters.CaptureBoots {
+		b.Counters.CaptureBoots[i] = math.MaxUint64 - uint64(i)
+	}
 	b.PayloadVersion = strings.Repeat("v", registration.MaxPayloadName)
 	b.Booted = registration.Booted{FileSystem: strings.Repeat("u", registration.MaxUUID), Once: strings.Repeat("o", registration.MaxOnce)}
 	b.Booted.KernelSum[0], b.Booted.InitrdSum[31] = 1, 2
@@ -133,6 +140,13 @@ func TestAppendBinaryRefuses(t *testing.T) {
 		{"file system", func(b *registration.Block) { b.Booted.FileSystem = "a\nb" }, registration.ErrValue, "file system"},
 		{"request to boot once", func(b *registration.Block) { b.Booted.Once = strings.Repeat("x", registration.MaxOnce+1) }, registration.ErrTooLarge, "request to boot once"},
 		{"disks being mounted", func(b *registration.Block) { b.Mounting = "\x00" }, registration.ErrValue, "disks being mounted"},
+		{"absent ranges", func(b *registration.Block) {
+			for i := range uint64(registration.MaxAbsent + 1) {
+				b.Absent = append(b.Absent, phys.Range{Start: i * 2, End: i*2 + 1})
+			}
+		}, registration.ErrTooLarge, "absent count"},
+		{"absent range", func(b *registration.Block) { b.Absent = phys.Set{{Start: 2, End: 2}} }, registration.ErrValue, "absent range"},
+		{"lost range", func(b *registration.Block) { b.Lost = phys.Set{{Start: 3, End: 2}} }, registration.ErrValue, "lost range"},
 		{"payload version", func(b *registration.Block) { b.PayloadVersion = "a\u0085b" }, registration.ErrValue, "payload version"},
 		{"known type as unknown", func(b *registration.Block) { b.Unknown = []registration.Section{{Type: 3}} }, registration.ErrDuplicate, "unknown section type"},
 		{"unknown type twice", func(b *registration.Block) { b.Unknown = []registration.Section{{Type: 30}, {Type: 30}} }, registration.ErrDuplicate, "unknown section type"},

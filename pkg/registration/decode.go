@@ -152,9 +152,29 @@ func (d *decoder) section(b *Block, typ uint32) {
 		b.Booted.Once = d.text("request to boot once", MaxOnce)
 	case secMounting:
 		b.Mounting = d.text("disks being mounted", MaxMounting)
+	case secAbsent:
+		b.Absent = d.ranges("absent")
+		b.Lost = d.ranges("lost")
+	case secCaptureBoots:
+		for i := range b.Counters.CaptureBoots {
+			b.Counters.CaptureBoots[i] = d.u64("capture boots")
+		}
 	default:
 		b.Unknown = append(b.Unknown, Section{typ, d.rest()})
 	}
+}
+
+func (d *decoder) ranges(field string) (ranges phys.Set) {
+	for range d.count(field+" count", MaxAbsent, absentLen) {
+		off := d.off
+		r := phys.Range{Start: d.u64(field + " start"), End: d.u64(field + " end")}
+		if r.Empty() {
+			d.off = off
+			d.fail(field+" range", ErrValue)
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges
 }
 
 func (d *decoder) identity(id *Identity) {

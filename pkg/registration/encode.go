@@ -84,6 +84,15 @@ func (e *encoder) block(b *Block) {
 		e.text("request to boot once", b.Booted.Once, MaxOnce)
 	})
 	e.section(secMounting, func() { e.text("disks being mounted", b.Mounting, MaxMounting) })
+	e.section(secAbsent, func() {
+		e.ranges("absent", b.Absent)
+		e.ranges("lost", b.Lost)
+	})
+	e.section(secCaptureBoots, func() {
+		for _, n := range b.Counters.CaptureBoots {
+			e.u64(n)
+		}
+	})
 	e.unknown(b.Unknown)
 }
 
@@ -223,6 +232,21 @@ func (e *encoder) plan(plan []PlanRange) {
 		e.u32(uint32(p.Role))
 		e.u64(p.Range.Start)
 		e.u64(p.Range.End)
+	}
+}
+
+func (e *encoder) ranges(field string, ranges phys.Set) {
+	if len(ranges) > MaxAbsent {
+		e.fail(field+" count", ErrTooLarge)
+		return
+	}
+	e.u32(uint32(len(ranges)))
+	for _, r := range ranges {
+		if r.Empty() {
+			e.fail(field+" range", ErrValue)
+		}
+		e.u64(r.Start)
+		e.u64(r.End)
 	}
 }
 

@@ -40,6 +40,8 @@ const (
 	secCapture        = 9
 	secPlan           = 10
 	secPayloadVersion = 11
+	secAbsent         = 12
+	secCaptureBoots   = 13
 	secBooted         = 14
 	secMounting       = 15
 
@@ -50,6 +52,7 @@ const (
 const (
 	noteLen      = 8 + 4
 	planRangeLen = 4 + 8 + 8
+	absentLen    = 8 + 8
 )
 
 // castagnoli is CRC32C: every single-bit error and every burst of up to 32

@@ -65,6 +65,7 @@ const (
 	MaxUUID        = 64      // bytes in Booted.FileSystem
 	MaxOnce        = 256     // bytes in Booted.Once
 	MaxMounting    = 256     // bytes in Mounting
+	MaxAbsent      = 24      // Absent, and Lost
 	MaxSections    = 64      // of known and unknown types together
 )
 
@@ -167,7 +168,12 @@ type Block struct {
 	// Mounting are the disks, by their names with spaces between, that the
 	// payload was about to look at: a reset came before they answered.
 	Mounting string
-	Unknown  []Section // of types that this version doesn't know, in order
+	// Absent and Lost are for a capture boot whose plan isn't the crashed
+	// kernel's, until it has copied boot memory. Absent is the part of Plan's
+	// boot and preserved memory that the dump doesn't show. Lost is dumped
+	// memory of the crashed kernel that is in no dump any more.
+	Absent, Lost phys.Set
+	Unknown      []Section // of types that this version doesn't know, in order
 }
 
 // Identity says which boot of which kernel registered.
@@ -199,6 +205,9 @@ type Counters struct {
 	Attempts      uint32   // capture boots of the present dump
 	PrearmStrikes uint32   // resets in a row in which no agent ever armed
 	LastCaptures  [8]int64 // Unix seconds, newest first, 0 for none
+	// CaptureBoots are the boots of LastCaptures by their number, which is
+	// Boots of that time; 0 where it isn't known.
+	CaptureBoots [8]uint64
 }
 
 // Kernel is what the payload booted last.

@@ -18,8 +18,9 @@ import (
 
 // Limits bound what a machine that keeps crashing may cost.
 type Limits struct {
-	// Captures is how many dumps are taken within an hour; more crashes lead
-	// to plain boots. 0 means no limit.
+	// Captures is how many dumps are taken within an hour, or within a number
+	// of boots where the clock can't be trusted; more crashes lead to plain
+	// boots. 0 means no limit.
 	Captures int
 	// Attempts is how many capture boots one dump gets.
 	Attempts uint32
@@ -28,9 +29,6 @@ type Limits struct {
 // DefaultLimits is what an image without warmcore.max_captures= uses.
 var DefaultLimits = Limits{Captures: 5, Attempts: 3}
 
-// breakerPeriod is over which Limits.Captures counts, in seconds.
-const breakerPeriod = 3600
-
 // maxPrearmStrikes is how many dumps of a boot that no agent ever armed may
 // go unsaved before the payload stops to pre-arm: the normal system has no
 // agent, or it never gets that far.
@@ -38,14 +36,14 @@ const maxPrearmStrikes = 2
 
 // Situation is what the payload finds at a reset.
 type Situation struct {
-	Block     *registration.Block  // nil without a valid one
-	BlockErr  error                // why Block is nil
-	Record    *registration.Record // nil without a valid one
-	MapHash   [32]byte             // of the firmware's map, now
-	Now       int64                // Unix time in seconds, as good as the clock is
-	Off       bool                 // warmcore.off is on the command line
-	Limits    Limits
-	BlockSize uint64
+	Block    *registration.Block  // nil without a valid one
+	BlockErr error                // why Block is nil
+	Record   *registration.Record // nil without a valid one
+	MapHash  [32]byte             // of the firmware's map, now
+	Plan     *plan.Plan           // today's
+	Now      int64                // Unix time in seconds, as good as the clock is
+	Off      bool                 // warmcore.off is on the command line
+	Limits   Limits
 }
 
 // Decision is what a reset leads to.
@@ -56,6 +54,7 @@ type Decision struct {
 	Copied  bool                // L is in D already: do not copy again
 	Prearm  bool                // in a plain boot: a crash from now on is to be dumped
 	NewDump bool                // count it
+	Dump    Dump                // in a capture boot that copies
 }
 
 // Decide chooses between a plain boot and a capture boot. It is strict: what
@@ -100,10 +99,17 @@ func Decide(s Situation) Decision {
 	if b.Counters.Attempts >= s.Limits.Attempts {
 		return plain(prearm, "gave the dump up after %d attempts to copy boot memory", b.Counters.Attempts)
 	}
-	if n := s.Limits.Captures; n > 0 && recent(b.Counters.LastCaptures[:], s.Now) >= min(n, len(b.Counters.LastCaptures)) && b.Counters.Attempts == 0 {
-		return plain(prearm, "%d dumps within an hour: crashes are too frequent, taking no more for now", recent(b.Counters.LastCaptures[:], s.Now))
-	}
 	d := Decision{Kind: plan.Capture, NewDump: b.Counters.Attempts == 0}
+	if why := tooFrequent(b, s.Now, s.Limits); d.NewDump && why != "" {
+		return plain(prearm, "%s: crashes are too frequent, taking no more for now", why)
+	}
+	if len(b.Plan) == 0 {
+		return plain(prearm, "the registration has no memory plan: what the crashed kernel's memory was for is not known")
+	}
+	absent, lost := d.before(b)
+	if d.Dump = Compare(b.Plan, absent, lost, s.Plan); len(d.Dump.Shown) == 0 {
+		return plain(prearm, "the memory plan changed since the crashed boot, and nothing of that kernel's memory is left")
+	}
 	switch {
 	case b.State == registration.Prearmed:
 		d.Reason = registration.ReasonEarly
@@ -120,17 +126,6 @@ func Decide(s Situation) Decision {
 		d.Why = "armed, and reset without a crash record: watchdog or reset"
 	}
 	return d
-}
-
-// recent counts the captures within the hour before now. A clock that went
-// backwards counts them all.
-func recent(captures []int64, now int64) (n int) {
-	for _, t := range captures {
-		if t != 0 && now-t < breakerPeriod {
-			n++
-		}
-	}
-	return n
 }
 
 // Begin returns the block as it is to be stored before boot memory is copied
@@ -151,10 +146,10 @@ func (d Decision) Begin(old *registration.Block, p *plan.Plan, hash [32]byte, no
 	if d.Kind == plan.Capture {
 		b.Counters.Attempts++
 		b.Capture.Reason = d.Reason
+		b.Absent, b.Lost = d.Dump.Absent, coarse(d.Dump.Lost, registration.MaxAbsent)
 		if d.NewDump {
 			b.Counters.Captures++
-			copy(b.Counters.LastCaptures[1:], b.Counters.LastCaptures[:len(b.Counters.LastCaptures)-1])
-			b.Counters.LastCaptures[0] = max(now, 1)
+			note(&b.Counters, clock(b, now))
 			b.Capture.Time = now
 			if d.Reason == registration.ReasonEarly {
 				b.Counters.PrearmStrikes++
@@ -163,9 +158,10 @@ func (d Decision) Begin(old *registration.Block, p *plan.Plan, hash [32]byte, no
 		return b
 	}
 	if old != nil && old.State == registration.Disarmed {
-		b.Counters.LastCaptures = [len(b.Counters.LastCaptures)]int64{}
+		b.Counters.LastCaptures, b.Counters.CaptureBoots = [kept]int64{}, [kept]uint64{}
 	}
 	b.Counters.Attempts = 0
+	b.Absent, b.Lost = nil, nil
 	b.Capture = registration.Capture{}
 	// The mapping stays: until an agent registers, it says how memory of the
 	// boot before looks.

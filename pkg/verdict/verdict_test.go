@@ -22,7 +22,7 @@ var (
 	thisHash   = [32]byte{0xab, 0xcd, 0xef, 0x01}
 )
 
-const now = int64(1_700_000_000)
+const now = int64(1_800_000_000)
 
 func size(start, n uint64) phys.Range { return phys.Range{Start: start, End: start + n} }
 
@@ -67,6 +67,16 @@ func TestRanges(t *testing.T) {
 	}
 }
 
+// thisPlan is today's plan and, unless a test says otherwise, the crashed
+// kernel's.
+var thisPlan = func() *plan.Plan {
+	p, err := plan.Make(input())
+	if err != nil {
+		panic(err)
+	}
+	return p
+}()
+
 // armed returns a situation in which a dump is taken; tests change it.
 func armed() Situation {
 	return Situation{
@@ -74,8 +84,10 @@ func armed() Situation {
 			State:    registration.Armed,
 			Identity: registration.Identity{Nonce: thisNonce},
 			MapHash:  thisHash,
+			Plan:     Ranges(thisPlan),
 		},
 		MapHash: thisHash,
+		Plan:    thisPlan,
 		Now:     now,
 		Limits:  DefaultLimits,
 	}
@@ -209,20 +221,16 @@ func TestDecide(t *testing.T) {
 		{"last capture before the limit", func(s *Situation) { s.Block.Counters.LastCaptures = times(4, now-3599) }, "capture reset new", "armed"},
 		{"too many captures", func(s *Situation) { s.Block.Counters.LastCaptures = times(5, now-3599) },
 			"plain prearm", "5 dumps within an hour: crashes are too frequent, taking no more for now"},
-		{"captures of an hour ago", func(s *Situation) { s.Block.Counters.LastCaptures = times(8, now-3600) }, "capture reset new", "armed"},
-		{"clock went backwards", func(s *Situation) { s.Block.Counters.LastCaptures = times(5, now+1_000_000) }, "plain prearm", "5 dumps within an hour"},
-		{"clock went back to 1970", func(s *Situation) { s.Now, s.Block.Counters.LastCaptures = 3, times(5, now) }, "plain prearm", "5 dumps within an hour"},
-		{"hostile times", func(s *Situation) {
-			s.Block.Counters.LastCaptures = [8]int64{math.MinInt64, math.MaxInt64, math.MinInt64, math.MaxInt64}
-		}, "capture reset new", "armed"},
-		{"limit of what is counted", func(s *Situation) { s.Limits.Captures, s.Block.Counters.LastCaptures = 1000, times(8, now) }, "plain prearm", "8 dumps within an hour"},
-		{"no limit", func(s *Situation) { s.Limits.Captures, s.Block.Counters.LastCaptures = 0, times(8, now) }, "capture reset new", "armed"},
-		{"limit of 1", func(s *Situation) { s.Limits.Captures, s.Block.Counters.LastCaptures = 1, times(1, now) }, "plain prearm", "1 dumps within an hour"},
+		{"no limit", func(s *Situation) { s.Limits.Captures, s.Block.Counters.LastCaptures = 0, times(8, now-1) }, "capture reset new", "armed"},
+		{"no plan registered", func(s *Situation) { s.Block.Plan = nil }, "plain prearm", "the registration has no memory plan"},
+		{"a plan of which nothing is dumped", func(s *Situation) {
+			s.Block.Plan = []registration.PlanRange{{Role: registration.RoleWindow, Range: size(0, 1<<40)}}
+		}, "plain prearm", "nothing of that kernel's memory is left"},
 		{"too many captures, but this one has begun", func(s *Situation) {
-			s.Block.Counters.LastCaptures, s.Block.Counters.Attempts = times(8, now), 1
+			s.Block.Counters.LastCaptures, s.Block.Counters.Attempts = times(8, now-1), 1
 		}, "capture reset", "armed"},
 		{"too many captures, but this one is copied", func(s *Situation) {
-			s.Block.Counters.LastCaptures = times(8, now)
+			s.Block.Counters.LastCaptures = times(8, now-1)
 			s.Block.State, s.Block.Capture.Copied, s.Block.Counters.Attempts = registration.Capturing, true, 1
 		}, "capture none copied", "offered again"},
 
@@ -244,29 +252,6 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-func TestRecent(t *testing.T) {
-	tests := []struct {
-		name     string
-		captures []int64
-		want     int
-	}{
-		{"none", []int64{0, 0, 0}, 0},
-		{"now", []int64{now}, 1},
-		{"an hour ago", []int64{now - 3600}, 0},
-		{"a second less", []int64{now - 3599}, 1},
-		{"in the future", []int64{now + 1, now + 100_000_000}, 2},
-		{"in any order", []int64{now - 10, 0, now - 5000, now + 9}, 2},
-		{"before 1970", []int64{-5}, 0},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := recent(tt.captures, now); got != tt.want {
-				t.Errorf("got %d, want %d", got, tt.want)
-			}
-		})
-	}
-}
-
 // everything is a block with something in each field that Begin may touch.
 func everything() *registration.Block {
 	return &registration.Block{
@@ -277,7 +262,9 @@ func everything() *registration.Block {
 		VMCoreInfo: registration.Note{Addr: 0x2000, Size: 500},
 		Mapping:    kernelmap.Mapping{DirectBase: 0xffff888000000000},
 		Policy:     registration.Policy{MaxCaptures: 4, BlockSize: 1},
-		Counters:   registration.Counters{Boots: 9, Captures: 3, PrearmStrikes: 1, LastCaptures: [8]int64{now - 10, now - 20}},
+		Counters:   registration.Counters{Boots: 9, Captures: 3, PrearmStrikes: 1, LastCaptures: [8]int64{now - 10, now - 20}, CaptureBoots: [8]uint64{7, 5}},
+		Absent:     phys.Set{size(1, 2)},
+		Lost:       phys.Set{size(5, 2)},
 		Kernel:     registration.Kernel{Title: "Debian"},
 		Plan:       []registration.PlanRange{{Role: registration.RoleLost}},
 		Unknown:    []registration.Section{{Type: 4000, Data: []byte("later")}},
@@ -295,18 +282,18 @@ func TestBegin(t *testing.T) {
 	}{
 		{"new dump", Decision{Kind: plan.Capture, Reason: registration.ReasonPanic, NewDump: true}, func(*registration.Block) {},
 			func(b *registration.Block) {
-				b.Counters = registration.Counters{Boots: 10, Captures: 4, Attempts: 1, PrearmStrikes: 1, LastCaptures: [8]int64{now, now - 10, now - 20}}
+				b.Counters = registration.Counters{Boots: 10, Captures: 4, Attempts: 1, PrearmStrikes: 1, LastCaptures: [8]int64{now, now - 10, now - 20}, CaptureBoots: [8]uint64{10, 7, 5}}
 				b.Capture = registration.Capture{Reason: registration.ReasonPanic, Time: now}
 			}},
 		{"early dump counts as a strike", Decision{Kind: plan.Capture, Reason: registration.ReasonEarly, NewDump: true}, func(*registration.Block) {},
 			func(b *registration.Block) {
-				b.Counters = registration.Counters{Boots: 10, Captures: 4, Attempts: 1, PrearmStrikes: 2, LastCaptures: [8]int64{now, now - 10, now - 20}}
+				b.Counters = registration.Counters{Boots: 10, Captures: 4, Attempts: 1, PrearmStrikes: 2, LastCaptures: [8]int64{now, now - 10, now - 20}, CaptureBoots: [8]uint64{10, 7, 5}}
 				b.Capture = registration.Capture{Reason: registration.ReasonEarly, Time: now}
 			}},
 		{"a full list of captures", Decision{Kind: plan.Capture, Reason: registration.ReasonReset, NewDump: true},
 			func(b *registration.Block) { b.Counters.LastCaptures = [8]int64{8, 7, 6, 5, 4, 3, 2, 1} },
 			func(b *registration.Block) {
-				b.Counters = registration.Counters{Boots: 10, Captures: 4, Attempts: 1, PrearmStrikes: 1, LastCaptures: [8]int64{now, 8, 7, 6, 5, 4, 3, 2}}
+				b.Counters = registration.Counters{Boots: 10, Captures: 4, Attempts: 1, PrearmStrikes: 1, LastCaptures: [8]int64{now, 8, 7, 6, 5, 4, 3, 2}, CaptureBoots: [8]uint64{10, 7, 5}}
 				b.Capture = registration.Capture{Reason: registration.ReasonReset, Time: now}
 			}},
 		{"same dump again", Decision{Kind: plan.Capture, Reason: registration.ReasonEarly, Copied: true},
@@ -351,6 +338,7 @@ func TestBegin(t *testing.T) {
 				tt.old(before)
 				tt.old(want)
 			}
+			want.Absent, want.Lost = nil, nil
 			tt.want(want)
 			want.MapHash, want.Plan, want.Policy.BlockSize = hash, Ranges(p), p.BlockSize
 			got := tt.decision.Begin(old, p, hash, otherNonce, now)
@@ -364,13 +352,28 @@ func TestBegin(t *testing.T) {
 	}
 }
 
-func TestBeginWithoutPlanOrClock(t *testing.T) {
-	b := Decision{Kind: plan.Capture, Reason: registration.ReasonReset, NewDump: true}.Begin(everything(), nil, thisHash, otherNonce, 0)
-	if got := b.Counters.LastCaptures[0]; got != 1 {
-		t.Errorf("a capture in 1970 is noted as %d, want 1: 0 means none", got)
-	}
-	if diff := cmp.Diff(everything().Plan, b.Plan); diff != "" {
-		t.Errorf("plan (-want +got):\n%s", diff)
+// TestBeginClock: where the payload has no clock, the time at which the agent
+// armed is the best that there is.
+func TestBeginClock(t *testing.T) {
+	for _, tt := range []struct {
+		name             string
+		now, armed, want int64
+	}{
+		{"the payload's", now, now - 100, now},
+		{"the agent's", 5, now - 100, now - 100},
+		{"none", 0, 0, 1}, // 0 means no capture
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			old := everything()
+			old.Identity.Time = tt.armed
+			b := Decision{Kind: plan.Capture, Reason: registration.ReasonReset, NewDump: true}.Begin(old, nil, thisHash, otherNonce, tt.now)
+			if got := b.Counters.LastCaptures[0]; got != tt.want || b.Counters.CaptureBoots[0] != 10 {
+				t.Errorf("capture noted at %d in boot %d, want %d in boot 10", got, b.Counters.CaptureBoots[0], tt.want)
+			}
+			if diff := cmp.Diff(old.Plan, b.Plan); diff != "" {
+				t.Errorf("plan (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 
@@ -387,21 +390,63 @@ func letter(d Decision) string {
 // TestDecideBegin follows a machine that always crashes: the dumps end, the
 // boots don't.
 func TestDecideBegin(t *testing.T) {
+	saved := func(b *registration.Block, d Decision) {
+		b.State, b.Counters.Attempts, b.Counters.PrearmStrikes, b.Capture.Copied = registration.Armed, 0, 0, false
+	}
+	notSaved := func(b *registration.Block, d Decision) {
+		if d.Kind == plan.Plain {
+			saved(b, d)
+		}
+	}
+	// at makes a clock that reads start at the first boot and then goes on.
+	at := func(start, step int64) func(i int) int64 {
+		return func(i int) int64 { return start + int64(i)*step }
+	}
 	tests := []struct {
 		name string
+		now  func(i int) int64 // in boot i, from 0
 		// next is what the normal system makes of the block until the crash.
 		next func(b *registration.Block, d Decision)
 		want string
 	}{
-		{"the agent arms, and every dump is saved", func(b *registration.Block, d Decision) {
-			b.State, b.Counters.Attempts, b.Counters.PrearmStrikes, b.Capture.Copied = registration.Armed, 0, 0, false
-		}, "P CCCCC PPP"},
-		{"the agent arms, and no dump is saved", func(b *registration.Block, d Decision) {
-			if d.Kind == plan.Plain {
-				b.State, b.Counters.Attempts, b.Counters.PrearmStrikes, b.Capture.Copied = registration.Armed, 0, 0, false
+		{"the agent arms, and every dump is saved", at(now, 1), saved, "P CCCCC PPP"},
+		{"the agent arms, and no dump is saved", at(now, 1), notSaved, "P CccPCccPCccPCccPCccPPP"},
+		{"there is no agent", at(now, 1), func(*registration.Block, Decision) {}, "P CccPCccPPPP"},
+		{"a crash every 15 minutes", at(now, 900), saved, "P CCCCCCCC"},
+
+		// Without a clock, dumps come again after 20 boots, 5 of 20.
+		{"no clock, and every dump is saved", at(0, 0), saved, "P CCCCCPPPPPPPPPPPPPPP CCCCC PPP"},
+		{"a clock that begins in 1970 with each boot", at(17, 0), saved, "P CCCCCPPPPPPPPPPPPPPP CCCCC PPP"},
+		{"a clock that begins in 2000 and runs", at(946_684_800, 100_000), saved, "P CCCCCPPPPPPPPPPPPPPP CCCCC PPP"},
+		{"a clock that stands still", at(now, 0), saved, "P CCCCCPPPPPPPPPPPPPPP CCCCC PPP"},
+		{"a clock that runs backwards", at(now, -1), saved, "P CCCCCPPPPPPPPPPPPPPP CCCCC PPP"},
+		{"no clock, and no dump is saved", at(0, 0), notSaved, "P CccPCccPCccPCccPCccP CccPCccPCcc"},
+		{"no clock, and there is no agent", at(0, 0), func(*registration.Block, Decision) {}, "P CccPCccPPPP"},
+		{"no clock in the payload, one in the system: an hour between crashes", at(5, 0), func() func(b *registration.Block, d Decision) {
+			armed := now
+			return func(b *registration.Block, d Decision) {
+				saved(b, d)
+				armed += 3600
+				b.Identity.Time = armed
 			}
-		}, "P CccPCccPCccPCccPCccPPP"},
-		{"there is no agent", func(*registration.Block, Decision) {}, "P CccPCccPPPP"},
+		}(), "P CCCCCCCCCCCC"},
+		{"no clock in the payload, one in the system: a minute between crashes", at(5, 0), func() func(b *registration.Block, d Decision) {
+			armed := now
+			return func(b *registration.Block, d Decision) {
+				saved(b, d)
+				armed += 60
+				b.Identity.Time = armed
+			}
+		}(), "P CCCCC PPPP"},
+		{"a clean shutdown between", at(0, 0), func() func(b *registration.Block, d Decision) {
+			boots := 0
+			return func(b *registration.Block, d Decision) {
+				saved(b, d)
+				if boots++; boots%4 == 0 {
+					b.State = registration.Disarmed
+				}
+			}
+		}(), "P CCCPCCCPCCCPCCC"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -409,9 +454,9 @@ func TestDecideBegin(t *testing.T) {
 			var b *registration.Block
 			got := ""
 			for i := range len(want) {
-				d := Decide(Situation{Block: b, MapHash: thisHash, Now: now + int64(i), Limits: DefaultLimits})
+				d := Decide(Situation{Block: b, MapHash: thisHash, Plan: thisPlan, Now: tt.now(i), Limits: DefaultLimits})
 				got += letter(d)
-				b = d.Begin(b, nil, thisHash, [16]byte{byte(i)}, now+int64(i))
+				b = d.Begin(b, thisPlan, thisHash, [16]byte{byte(i)}, tt.now(i))
 				if d.Kind == plan.Capture {
 					b.State, b.Capture.Copied = registration.Capturing, true
 				}

@@ -107,6 +107,11 @@ func Check(p *Plan) error {
 			}
 		}
 	}
+	for _, m := range []memmap.Map{plain, capture} {
+		if err := checkBorders(p, m); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	for _, r := range p.Destination {
 		if r.Start%p.BlockSize != 0 || r.End%p.BlockSize != 0 {
 			fail("%v is not made of whole memory blocks of %#x", r, p.BlockSize)
@@ -124,6 +129,19 @@ func Check(p *Plan) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkBorders says whether each range of m that is handed over is of one NUMA
+// node.
+func checkBorders(p *Plan, m memmap.Map) error {
+	for _, e := range m.Entries {
+		for _, b := range p.Borders {
+			if e.Kind == memmap.SoftReserved && e.Range.Start < b && b < e.Range.End {
+				return fmt.Errorf("%v would be given to the kernel as one range of memory, and another NUMA node begins in it at %#x", e.Range, b)
+			}
+		}
+	}
+	return nil
 }
 
 func isKind(m memmap.Map, at uint64, kind memmap.Kind) bool {

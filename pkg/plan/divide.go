@@ -30,7 +30,7 @@ func (p *Plan) divide(free phys.Set, target uint64) division {
 // not be released. Where even the least boot memory has no destination as
 // large, that is what grow returns, and false.
 func (p *Plan) grow(free phys.Set, target uint64, heads bool) (division, bool) {
-	blocks := free.AlignIn(p.BlockSize)
+	blocks := p.blocks(free)
 	boot := free.Minus(blocks)
 	take := func(start uint64) {
 		block := phys.Set{{Start: start, End: start + p.BlockSize}}
@@ -43,8 +43,8 @@ func (p *Plan) grow(free phys.Set, target uint64, heads bool) (division, bool) {
 		take(blocks[0].Start)
 	}
 	if heads {
-		for _, r := range blocks {
-			if !p.room(r.Start, boot) {
+		for _, r := range p.cut(blocks) {
+			if !p.room(r.Start, boot) || p.lentBefore(r.Start) {
 				take(r.Start)
 			}
 		}
@@ -80,6 +80,14 @@ func (p *Plan) room(start uint64, boot phys.Set) bool {
 		return ok
 	}
 	return len(phys.Set{head}.Minus(boot).Minus(p.Window).Minus(p.Lost).Minus(p.Margin)) == 0
+}
+
+// lentBefore says whether the window in front of start, in which an info block
+// would have room, is lent up to there. If another node begins at start, it is
+// another range, and an info block would cost the window its last block.
+func (p *Plan) lentBefore(start uint64) bool {
+	head, ok := p.head(start)
+	return ok && slices.Contains(p.Borders, start) && p.blocks(p.Window).Overlaps(head)
 }
 
 // head is where the info block of memory from start on lies.
@@ -163,7 +171,7 @@ func (p *Plan) windowMargin(free phys.Set) (margin phys.Set) {
 	if p.Arch.InfoBlock == 0 {
 		return nil
 	}
-	for _, r := range p.Window.AlignIn(p.BlockSize) {
+	for _, r := range p.blocks(p.Window) {
 		if head, ok := p.head(r.Start); ok && free.Contains(head) {
 			margin = append(margin, head)
 		}
@@ -175,7 +183,7 @@ func (p *Plan) windowMargin(free phys.Set) (margin phys.Set) {
 // can be given.
 func (p *Plan) Lendable() phys.Set {
 	var window phys.Set
-	for _, r := range p.Window.AlignIn(p.BlockSize) {
+	for _, r := range p.blocks(p.Window) {
 		if p.Arch.InfoBlock > 0 && !p.room(r.Start, nil) {
 			r.Start += p.BlockSize // the info block is in the first block
 		}

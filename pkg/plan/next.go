@@ -32,9 +32,10 @@ func (k Kind) String() string {
 // as firmware said. Hidden memory is Soft Reserved: the kernel does not touch
 // it by itself, and makes a device of each range that the agent can turn into
 // memory. On x86 it does so by the map (e820_type_to_iores_desc in
-// arch/x86/kernel/e820.c and drivers/dax/hmem, v6.1), on arm64 pkg/segments
-// writes a pmem-region node for each range, neighbours being one. The rest is
-// Reserved.
+// arch/x86/kernel/e820.c and drivers/dax/hmem, v6.1) and never joins two of
+// them (e820_nomerge, v6.12), so that each can be of one NUMA node. On arm64
+// pkg/segments writes a pmem-region node for each range, neighbours being one;
+// boot memory lies between two nodes. The rest is Reserved.
 func (p *Plan) NextMap(kind Kind) memmap.Map {
 	kinds := []struct {
 		set  phys.Set
@@ -51,7 +52,11 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 	}
 	var m memmap.Map
 	for _, k := range kinds {
-		for _, r := range k.set {
+		ranges := []phys.Range(k.set)
+		if k.kind == memmap.SoftReserved {
+			ranges = p.cut(k.set)
+		}
+		for _, r := range ranges {
 			m.Entries = append(m.Entries, memmap.Entry{Range: r, Kind: k.kind})
 		}
 	}

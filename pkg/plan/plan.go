@@ -70,7 +70,16 @@ type Input struct {
 	// Overwritten is memory outside the window that the boot loader or
 	// firmware overwrites at each reset.
 	Overwritten phys.Set
-	Policy      Policy
+	// Nodes says which memory belongs to which NUMA node; none where there is
+	// one only. It may name addresses that are no RAM.
+	Nodes  []Node
+	Policy Policy
+}
+
+// Node is memory of a NUMA node, by ACPI's SRAT or the device tree.
+type Node struct {
+	ID    uint32
+	Range phys.Range
 }
 
 // Plan says what each byte of RAM outside Arch.Low is for.
@@ -87,6 +96,11 @@ type Plan struct {
 	Margin      phys.Set
 	Copies      []phys.Copy // L to D
 	Owner       Owner
+
+	// Borders are addresses at which a NUMA node begins or ends. No range that
+	// is handed over lies across one: all of it would go to the node of its
+	// first byte (hmem_register_device in drivers/dax/hmem/hmem.c, v6.12).
+	Borders []uint64
 }
 
 // Refusal is why there can't be a plan: a rule, the range that breaks it, which
@@ -135,6 +149,7 @@ func Make(in Input) (*Plan, error) {
 		Handoff:   in.Policy.Handoff,
 		Owner:     in.Policy.Owner,
 	}
+	p.Borders = borders(in.Nodes)
 	if p.BlockSize == 0 {
 		p.BlockSize = in.Arch.blockSize(ram[len(ram)-1].End)
 	}
@@ -169,6 +184,48 @@ func Make(in Input) (*Plan, error) {
 			parts[MaxParts].Range, "larger warmcore.block=, or a firmware that leaves fewer holes"}
 	}
 	return p, nil
+}
+
+// borders returns where nodes begin and end, in order. Neighbouring ranges of
+// one node have none between them.
+func borders(nodes []Node) []uint64 {
+	byID := map[uint32][]phys.Range{}
+	for _, n := range nodes {
+		byID[n.ID] = append(byID[n.ID], n.Range)
+	}
+	var at []uint64
+	for _, ranges := range byID {
+		for _, r := range phys.NewSet(ranges...) {
+			at = append(at, r.Start, r.End)
+		}
+	}
+	return phys.Boundaries(at)
+}
+
+// cut cuts the ranges of s at the borders of nodes.
+func (p *Plan) cut(s phys.Set) (out []phys.Range) {
+	for _, r := range s {
+		for _, b := range p.Borders {
+			if r.Start < b && b < r.End {
+				out = append(out, phys.Range{Start: r.Start, End: b})
+				r.Start = b
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// blocks returns the whole memory blocks in s. A block in which two nodes meet
+// can be added to neither.
+func (p *Plan) blocks(s phys.Set) phys.Set {
+	var out []phys.Range
+	for _, r := range p.cut(s) {
+		if r = r.AlignIn(p.BlockSize); !r.Empty() {
+			out = append(out, r)
+		}
+	}
+	return phys.NewSet(out...)
 }
 
 // hull is from the first to the last of s, which isn't empty.

@@ -87,6 +87,12 @@ var machines = []machine{
 		Firmware: ram(size(0, 640*phys.KiB), size(mib, 2*gib-mib), size(4*gib, 510*gib), size(1024*gib, 512*gib)),
 		Policy:   usual,
 	}},
+	{"numa-8g", Input{
+		Arch:     AMD64,
+		Firmware: q35(8 * gib),
+		Nodes:    []Node{{0, size(0, 2*gib)}, {0, size(4*gib, 2*gib)}, {1, size(6*gib, 4*gib)}},
+		Policy:   usual,
+	}},
 	{"holes", Input{
 		Arch:     AMD64,
 		Firmware: ram(size(0, 640*phys.KiB), size(mib, 900*mib), size(1000*mib, 333*mib), size(5*gib+3*mib, 1111*mib), size(8*gib, 12345*phys.KiB)),

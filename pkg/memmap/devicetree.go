@@ -109,6 +109,44 @@ func (m *Map) addMemoryNodes(t *devicetree.Tree, cells devicetree.Cells) error {
 	return nil
 }
 
+// Node is memory of a NUMA node. ID is firmware's number for it: ACPI's
+// proximity domain, or numa-node-id of the device tree.
+type Node struct {
+	ID    uint32
+	Range phys.Range
+}
+
+// Nodes returns which memory is of which NUMA node: what memory nodes with a
+// numa-node-id list (Documentation/devicetree/bindings/numa.txt, v6.12). Those
+// without one are of node 0, where there are any with one; otherwise there are
+// no NUMA nodes.
+func Nodes(t *devicetree.Tree) ([]Node, error) {
+	cells, err := t.Root.Cells()
+	if err != nil {
+		return nil, fmt.Errorf("read NUMA nodes: %w", err)
+	}
+	var out []Node
+	numa := false
+	for _, n := range t.Root.Children {
+		if !IsMemoryNode(n) {
+			continue
+		}
+		id, has := n.Uint32("numa-node-id")
+		numa = numa || has
+		ranges, err := n.Reg(cells)
+		if err != nil {
+			return nil, fmt.Errorf("read NUMA nodes: node %q: %w", n.Name, err)
+		}
+		for _, r := range ranges {
+			out = append(out, Node{id, r})
+		}
+	}
+	if !numa {
+		return nil, nil
+	}
+	return out, nil
+}
+
 // IsMemoryNode says whether n, a child of the root, lists RAM.
 func IsMemoryNode(n *devicetree.Node) bool {
 	return slices.Equal(n.Strings("device_type"), []string{"memory"}) && n.Available()

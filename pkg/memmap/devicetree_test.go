@@ -261,3 +261,34 @@ func FuzzDeviceTree(f *testing.F) {
 		checkMap(t, m, err)
 	})
 }
+
+func TestNodes(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		tree   string
+		change func(t *devicetree.Tree)
+		want   []memmap.Node
+		err    string
+	}{
+		{"no nodes", "virt-2g", nil, nil, ""},
+		{"two nodes", "virt-4g-numa", nil, []memmap.Node{
+			{ID: 1, Range: phys.Range{Start: 0x80000000, End: 0x140000000}}, {ID: 0, Range: phys.Range{Start: 0x40000000, End: 0x80000000}}}, ""},
+		{"one of them isn't named", "virt-4g-numa", func(t *devicetree.Tree) { t.Find("/memory@40000000").Delete("numa-node-id") }, []memmap.Node{
+			{ID: 1, Range: phys.Range{Start: 0x80000000, End: 0x140000000}}, {ID: 0, Range: phys.Range{Start: 0x40000000, End: 0x80000000}}}, ""},
+		{"a node without memory", "virt-4g-numa", func(t *devicetree.Tree) { t.Find("/memory@40000000").SetString("status", "disabled") }, []memmap.Node{
+			{ID: 1, Range: phys.Range{Start: 0x80000000, End: 0x140000000}}}, ""},
+		{"half a reg", "virt-4g-numa", func(t *devicetree.Tree) { t.Find("/memory@40000000").Set("reg", cells(0, 1)) }, nil, `read NUMA nodes: node "memory@40000000": `},
+		{"no cells", "virt-4g-numa", func(t *devicetree.Tree) { t.Root.Delete("#size-cells") }, nil, "read NUMA nodes: "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tree := devicetreetest.Tree(tt.tree)
+			if tt.change != nil {
+				tt.change(tree)
+			}
+			got, err := memmap.Nodes(tree)
+			if diff := cmp.Diff(tt.want, got); diff != "" || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("error %v, want %q; nodes (-want +got):\n%s", err, tt.err, diff)
+			}
+		})
+	}
+}

@@ -362,3 +362,43 @@ func blob(t *testing.T, tree *devicetree.Tree) string {
 	}
 	return devicetreetest.Source(t, b)
 }
+
+// TestBoardNodes: each region that the kernel is given is of the node whose
+// memory it has, but for the info block in front.
+func TestBoardNodes(t *testing.T) {
+	m := newBoardUp(t, 0)
+	ram := span(gib, 5*gib)
+	border := uint64(0xa8000000)
+	m.tree.Root.Remove(memmap.IsMemoryNode)
+	for id, r := range []phys.Range{span(ram.Start, border), span(border, ram.End)} {
+		n := m.tree.Root.Add(fmt.Sprintf("memory@%x", r.Start))
+		n.SetString("device_type", "memory")
+		n.Set("reg", pair(t, r))
+		n.SetUint32("numa-node-id", uint32(id))
+	}
+	m.readFirmware()
+	m.mem = physmemtest.New(t, m.firmware.Set(memmap.RAM))
+	r := m.run()
+	if !r.started {
+		t.Fatal(r)
+	}
+	regions := [2]int{}
+	for _, n := range r.tree.Root.Children {
+		if !n.Compatible("pmem-region") {
+			continue
+		}
+		id, _ := n.Uint32("numa-node-id")
+		reg, err := n.Reg(devicetree.Cells{Address: 2, Size: 2})
+		if err != nil || len(reg) != 1 || id > 1 {
+			t.Fatalf("%s: node %d, %v, %v", n.Name, id, reg, err)
+		}
+		regions[id]++
+		memory := span(reg[0].Start+plan.ARM64.InfoBlock, reg[0].End)
+		if of := (id == 1); memory.Start >= border != of || memory.End > border != of {
+			t.Errorf("%s has %v, and is of node %d: the border is at %#x", n.Name, memory, id, border)
+		}
+	}
+	if p := r.payload.plan; regions[0]+regions[1] == 0 || len(p.Borders) == 0 {
+		t.Errorf("regions by node: %v; plan:\n%v", regions, p)
+	}
+}

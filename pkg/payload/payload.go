@@ -217,6 +217,7 @@ func (p *Payload) makePlan() (*plan.Plan, error) {
 		Arch:        p.sys.Arch(),
 		Firmware:    p.firmware,
 		Overwritten: p.opts.Lost.Union(p.loaderRanges()),
+		Nodes:       p.nodes(),
 		Policy: plan.Policy{
 			Window:     window,
 			Handoff:    p.opts.Handoff,
@@ -233,6 +234,20 @@ func (p *Payload) makePlan() (*plan.Plan, error) {
 		return nil, fmt.Errorf("the plan contradicts itself, this is a defect of warmcore: %w", err)
 	}
 	return made, nil
+}
+
+// nodes is which memory is of which NUMA node. Without that, memory that comes
+// back may come to another node than it was of.
+func (p *Payload) nodes() []memmap.Node {
+	t := p.sys.DeviceTree()
+	if t == nil {
+		return nil
+	}
+	nodes, err := memmap.Nodes(t)
+	if err != nil {
+		p.log.Warn("NUMA nodes", "error", err, "so", "memory may come back to another node")
+	}
+	return nodes
 }
 
 // loaderRanges is where the boot loader put the payload's initramfs.

@@ -26,7 +26,7 @@ var arm64Machines = []machine{
 	// What U-Boot overwrites.
 	{"virt-2g-uboot", Input{Arch: ARM64, Firmware: virt(2 * gib), Policy: onVirt,
 		Overwritten: phys.Set{qemuTree, size(0x401fd000, 0x2000), size(3*gib-0x224e000, 0x4000), size(3*gib-0x124b000, 0x124b000)}}},
-	{"virt-6g-numa", Input{Arch: ARM64, Firmware: virt(6 * gib), Policy: onVirt, Nodes: []Node{{0, size(gib, 2*gib)}, {1, size(3*gib, 4*gib)}}}},
+	{"virt-6g-numa", Input{Arch: ARM64, Firmware: virt(6 * gib), Policy: onVirt, Nodes: []memmap.Node{node(0, gib, 2*gib), node(1, 3*gib, 4*gib)}}},
 	{"virt-64g", Input{Arch: ARM64, Firmware: virt(64 * gib), Policy: onVirt}},
 	{"above-4g", Input{Arch: ARM64, Firmware: ram(size(128*gib, 4*gib)), Policy: Policy{Window: phys.Set{size(129*gib, 128*mib)}, Handoff: size(129*gib+128*mib, 2*mib)}}},
 	{"two-banks", Input{Arch: ARM64, Firmware: ram(size(2*gib, 2*gib), size(8*gib, 6*gib)), Policy: Policy{Window: phys.Set{size(3*gib, 128*mib)}, Handoff: size(3*gib-2*mib, 2*mib)}}},

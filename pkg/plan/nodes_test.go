@@ -10,19 +10,21 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
+func node(id uint32, start, n uint64) memmap.Node { return memmap.Node{ID: id, Range: size(start, n)} }
+
 func TestBorders(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		nodes []Node
+		nodes []memmap.Node
 		want  []uint64
 	}{
 		{"none", nil, nil},
-		{"one", []Node{{0, size(gib, gib)}}, []uint64{gib, 2 * gib}},
-		{"neighbours of one node", []Node{{3, size(2*gib, gib)}, {3, size(gib, gib)}}, []uint64{gib, 3 * gib}},
-		{"two nodes", []Node{{0, size(0, gib)}, {1, size(gib, gib)}}, []uint64{0, gib, 2 * gib}},
-		{"in turns", []Node{{0, size(0, gib)}, {1, size(gib, gib)}, {0, size(2*gib, gib)}}, []uint64{0, gib, 2 * gib, 3 * gib}},
-		{"a hole", []Node{{0, size(0, gib)}, {0, size(4*gib, gib)}}, []uint64{0, gib, 4 * gib, 5 * gib}},
-		{"one in another", []Node{{0, size(0, 4*gib)}, {1, size(gib, gib)}}, []uint64{0, gib, 2 * gib, 4 * gib}},
+		{"one", []memmap.Node{node(0, gib, gib)}, []uint64{gib, 2 * gib}},
+		{"neighbours of one node", []memmap.Node{node(3, 2*gib, gib), node(3, gib, gib)}, []uint64{gib, 3 * gib}},
+		{"two nodes", []memmap.Node{node(0, 0, gib), node(1, gib, gib)}, []uint64{0, gib, 2 * gib}},
+		{"in turns", []memmap.Node{node(0, 0, gib), node(1, gib, gib), node(0, 2*gib, gib)}, []uint64{0, gib, 2 * gib, 3 * gib}},
+		{"a hole", []memmap.Node{node(0, 0, gib), node(0, 4*gib, gib)}, []uint64{0, gib, 4 * gib, 5 * gib}},
+		{"one in another", []memmap.Node{node(0, 0, 4*gib), node(1, gib, gib)}, []uint64{0, gib, 2 * gib, 4 * gib}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := borders(tt.nodes); !slices.Equal(got, tt.want) {
@@ -38,11 +40,11 @@ func TestNodes(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	for range 100 {
 		ram := (3 + r.Uint64N(30)) * gib
-		var nodes []Node
+		var nodes []memmap.Node
 		at := uint64(0)
 		for id := range uint32(1 + r.Uint64N(4)) {
 			n := size(at, (1+r.Uint64N(8))*gib+r.Uint64N(2)*r.Uint64N(2048)*mib)
-			nodes, at = append(nodes, Node{id, n}), n.End
+			nodes, at = append(nodes, memmap.Node{ID: id, Range: n}), n.End
 		}
 		for _, in := range []Input{
 			{Arch: AMD64, Firmware: q35(ram), Policy: usual, Nodes: nodes},

@@ -72,14 +72,8 @@ type Input struct {
 	Overwritten phys.Set
 	// Nodes says which memory belongs to which NUMA node; none where there is
 	// one only. It may name addresses that are no RAM.
-	Nodes  []Node
+	Nodes  []memmap.Node
 	Policy Policy
-}
-
-// Node is memory of a NUMA node, by ACPI's SRAT or the device tree.
-type Node struct {
-	ID    uint32
-	Range phys.Range
 }
 
 // Plan says what each byte of RAM outside Arch.Low is for.
@@ -188,7 +182,7 @@ func Make(in Input) (*Plan, error) {
 
 // borders returns where nodes begin and end, in order. Neighbouring ranges of
 // one node have none between them.
-func borders(nodes []Node) []uint64 {
+func borders(nodes []memmap.Node) []uint64 {
 	byID := map[uint32][]phys.Range{}
 	for _, n := range nodes {
 		byID[n.ID] = append(byID[n.ID], n.Range)

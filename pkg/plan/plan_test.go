@@ -90,7 +90,7 @@ var machines = []machine{
 	{"numa-8g", Input{
 		Arch:     AMD64,
 		Firmware: q35(8 * gib),
-		Nodes:    []Node{{0, size(0, 2*gib)}, {0, size(4*gib, 2*gib)}, {1, size(6*gib, 4*gib)}},
+		Nodes:    []memmap.Node{node(0, 0, 2*gib), node(0, 4*gib, 2*gib), node(1, 6*gib, 4*gib)},
 		Policy:   usual,
 	}},
 	{"holes", Input{

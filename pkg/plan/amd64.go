@@ -24,6 +24,7 @@ var AMD64 = Arch{
 	LargeBlock:   2 * phys.GiB,
 	LargeMachine: 64 * phys.GiB,
 	KeepTop:      true,
+	CPUNumber:    "APIC ID",
 	crashkernel:  "crashkernel=1M",
 	blacklist:    "kmem,dax_hmem,device_dax",
 	elfcorehdr:   true,

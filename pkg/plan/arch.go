@@ -2,12 +2,13 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// Arch is what a plan depends on of an architecture. There are two: [AMD64]
-// and [ARM64].
+// Arch is what a plan depends on of an architecture, as data: [AMD64] and
+// [ARM64]. A further one is a file beside amd64.go and arm64.go.
 type Arch struct {
 	Name    string // as in the names of our files
 	Machine uint16 // in ELF headers
@@ -37,10 +38,20 @@ type Arch struct {
 	// own memory only.
 	KexecOwn bool
 
+	// CPUNumber is what the stub's number of a CPU is, in a log.
+	CPUNumber string
+
+	// kernelBlocks are the memory blocks of kernels by their page; none where
+	// any kernel takes the plan's.
+	kernelBlocks [3]kernelBlock
+
 	crashkernel string // what holds the stub
 	blacklist   string // modules that would touch memory that is handed over
 	elfcorehdr  bool   // the ELF core header's place is on the command line
 }
+
+// kernelBlock is the memory block of a kernel with pages of a size, in bytes.
+type kernelBlock struct{ page, block uint64 }
 
 // blockSize returns the memory block for a machine whose RAM ends at top.
 func (a Arch) blockSize(top uint64) uint64 {
@@ -55,13 +66,14 @@ func (a Arch) blockSize(top uint64) uint64 {
 // plan is the same at every reset, so it can't be made for the kernel that is
 // found later; the policy says which kernel the machine is for.
 func (p *Plan) CheckKernel(pageSize uint64) error {
-	if p.Arch != ARM64 {
+	if p.Arch.kernelBlocks == ([3]kernelBlock{}) {
 		return nil
 	}
-	block, ok := arm64Blocks[pageSize]
-	if !ok {
+	i := slices.IndexFunc(p.Arch.kernelBlocks[:], func(k kernelBlock) bool { return k.page == pageSize })
+	if i < 0 {
 		return fmt.Errorf("a kernel with pages of %s: the size of its memory blocks is not known", phys.FormatSize(pageSize))
 	}
+	block := p.Arch.kernelBlocks[i].block
 	if p.BlockSize%block != 0 {
 		return fmt.Errorf("a kernel with pages of %s has memory blocks of %s, the plan has %s: start the payload with warmcore.block=%dM",
 			phys.FormatSize(pageSize), phys.FormatSize(block), phys.FormatSize(p.BlockSize), block/phys.MiB)

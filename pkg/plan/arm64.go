@@ -18,23 +18,23 @@ import (
 //     arch/arm64/include/asm/crash_reserve.h, v6.12).
 //   - kexec writes through the running kernel's linear map, where only its own
 //     memory is (arch/arm64/kernel/relocate_kernel.S, v6.12): hence KexecOwn.
+//   - A kernel's memory block depends on its page (SECTION_SIZE_BITS in
+//     arch/arm64/include/asm/sparsemem.h, v5.12 to v6.12).
 //   - /chosen linux,elfcorehdr says where the ELF core header is.
 var ARM64 = Arch{
-	Name:        "arm64",
-	Machine:     elfcore.MachineARM64,
-	Granule:     64 * phys.KiB,
-	InfoBlock:   2 * phys.MiB,
-	BlockSize:   128 * phys.MiB,
-	KeepBottom:  true,
-	KexecOwn:    true,
+	Name:       "arm64",
+	Machine:    elfcore.MachineARM64,
+	Granule:    64 * phys.KiB,
+	InfoBlock:  2 * phys.MiB,
+	BlockSize:  128 * phys.MiB,
+	KeepBottom: true,
+	KexecOwn:   true,
+	CPUNumber:  "number",
+	kernelBlocks: [3]kernelBlock{
+		{4 * phys.KiB, 128 * phys.MiB},
+		{16 * phys.KiB, 128 * phys.MiB},
+		{64 * phys.KiB, 512 * phys.MiB},
+	},
 	crashkernel: "crashkernel=2M",
 	blacklist:   "kmem,dax_hmem,dax_pmem,device_dax,nd_btt,nd_pmem,of_pmem",
-}
-
-// arm64Blocks has the memory block of a kernel by its page, both in bytes
-// (SECTION_SIZE_BITS in arch/arm64/include/asm/sparsemem.h, v5.12 to v6.12).
-var arm64Blocks = map[uint64]uint64{
-	4 * phys.KiB:  128 * phys.MiB,
-	16 * phys.KiB: 128 * phys.MiB,
-	64 * phys.KiB: 512 * phys.MiB,
 }

@@ -11,7 +11,6 @@ import (
 	"fmt"
 
 	"github.com/warmcore/warmcore/pkg/binding"
-	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
@@ -116,11 +115,7 @@ func Decide(s Situation) Decision {
 		d.Why = "reset before the agent had armed: early crash or reset"
 	case s.Record != nil && s.Record.Nonce == b.Identity.Nonce:
 		d.Reason = registration.ReasonPanic
-		number := "APIC ID"
-		if b.Identity.Machine == elfcore.MachineARM64 {
-			number = "number"
-		}
-		d.Why = fmt.Sprintf("panic on the CPU with %s %d, caches of %d of %d CPUs flushed", number, s.Record.APIC, s.Record.Flushed, s.Record.Expected)
+		d.Why = fmt.Sprintf("panic on the CPU with %s %d, caches of %d of %d CPUs flushed", s.Plan.Arch.CPUNumber, s.Record.APIC, s.Record.Flushed, s.Record.Expected)
 	default:
 		d.Reason = registration.ReasonReset
 		d.Why = "armed, and reset without a crash record: watchdog or reset"

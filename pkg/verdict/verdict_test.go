@@ -198,7 +198,11 @@ func TestDecide(t *testing.T) {
 	}{
 		{"armed", func(*Situation) {}, "capture reset new", "watchdog or reset"},
 		{"panic", func(s *Situation) { s.Record = record(thisNonce) }, "capture panic new", "panic on the CPU with APIC ID 7, caches of 3 of 4 CPUs flushed"},
-		{"panic on arm64", func(s *Situation) { s.Record, s.Block.Identity.Machine = record(thisNonce), 183 }, "capture panic new", "panic on the CPU with number 7, caches of 3 of 4 CPUs flushed"},
+		{"panic on arm64", func(s *Situation) {
+			p := *thisPlan
+			p.Arch.CPUNumber = plan.ARM64.CPUNumber
+			s.Record, s.Plan = record(thisNonce), &p
+		}, "capture panic new", "panic on the CPU with number 7, caches of 3 of 4 CPUs flushed"},
 		{"off", func(s *Situation) { s.Off = true }, "plain", "warmcore.off is on the payload's command line"},
 		{"off wins over a damaged registration", func(s *Situation) { s.Off, s.Block, s.BlockErr = true, nil, errors.New("x") }, "plain", "warmcore.off"},
 		{"no registration", func(s *Situation) { s.Block = nil }, "plain prearm", "no registration"},

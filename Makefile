@@ -9,9 +9,14 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # What Debian 12 has and a build, or a story in QEMU, needs.
 PACKAGES := qemu-system-x86 seabios binutils gcc make bc bison flex cpio kmod xz-utils zstd rsync \
 	libelf-dev libssl-dev libc6-dev linux-source-6.12 e2fsprogs btrfs-progs dosfstools xfsprogs fdisk dpkg-dev \
-	grub-common grub2-common systemd-boot \
+	grub-common grub2-common \
 	makedumpfile crash systemd debootstrap groff-base \
 	qemu-system-arm qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross u-boot-qemu u-boot-tools device-tree-compiler dt-schema
+
+# Of these only the programs are wanted. To install them would change how this
+# machine boots: systemd-boot puts itself into the EFI system partition.
+UNPACKED := systemd-boot
+UNPACKED_DIR := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/warmcore/unpacked
 
 .DEFAULT_GOAL := help
 .PHONY: help tools demo test unit lint vmtest vmtest-matrix vmtest-all bench fuzz kernel initramfs images binaries clean
@@ -23,6 +28,10 @@ tools: ## install the Debian packages that the other targets need
 	@missing=; for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then echo "installing:$$missing"; \
 		$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	@set -e; for p in $(UNPACKED); do [ ! -d $(UNPACKED_DIR)/$$p ] || continue; \
+		echo "unpacking: $$p"; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; get="apt-get -o APT::Sandbox::User=root download -qq $$p"; \
+		$$get 2>/dev/null || { $(SUDO) apt-get update -qq; $$get; }; \
+		dpkg-deb -x $${p}_*.deb root; mkdir -p $(UNPACKED_DIR); mv root $(UNPACKED_DIR)/$$p; done
 
 binaries: ## build warmcore and warminit for this architecture into build/
 	@mkdir -p $(BUILD)

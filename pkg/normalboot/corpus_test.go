@@ -276,7 +276,12 @@ grub-editenv /boot/grub/grubenv create
 }
 
 // TestBootctl compares the order of BootLoaderSpec entries with systemd's own.
+// `make tools` unpacks bootctl.
 func TestBootctl(t *testing.T) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
 	esp := filepath.Join(dir, "vda1")
 	for name, content := range map[string]string{
@@ -299,8 +304,8 @@ func TestBootctl(t *testing.T) {
 	out := namespace(t, `
 mount -t tmpfs none /mnt
 cp -r "$ESP/." /mnt
-bootctl --esp-path=/mnt --no-pager list
-`, "ESP="+esp, "SYSTEMD_RELAX_ESP_CHECKS=1", "SYSTEMD_COLORS=0", "LC_ALL=C")
+"$BOOTCTL" --esp-path=/mnt --no-pager list
+`, "ESP="+esp, "BOOTCTL="+filepath.Join(cache, "warmcore/unpacked/systemd-boot/usr/bin/bootctl"), "SYSTEMD_RELAX_ESP_CHECKS=1", "SYSTEMD_COLORS=0", "LC_ALL=C")
 	var want []string
 	for line := range strings.Lines(out) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")

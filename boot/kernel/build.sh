@@ -76,7 +76,7 @@ key=$base
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/warmcore/kernel
 src=$cache/${source}_$version
-obj=$cache/$arch/obj
+obj=$cache/$arch/obj-$base # one for each configuration: branches that differ in it don't undo each other's work
 out=$cache/$arch/out
 mkdir -p "$obj" "$out" "$outdir"
 
@@ -89,7 +89,7 @@ deliver() { # copies the cached result, if there is one
 }
 
 deliver "from the cache:" || true
-exec 9>"$cache/$arch/lock"
+exec 9>"$obj/lock"
 if ! flock -n 9; then
 	say "waiting for another build.sh $arch"
 	flock 9
@@ -101,7 +101,7 @@ unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES KCONFIG_CONFIG KCONFIG_ALLCONFIG 
 export LC_ALL=C TZ=UTC
 export KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_VERSION=1
 export KBUILD_BUILD_USER=warmcore KBUILD_BUILD_HOST=warmcore
-log=$cache/$arch/log
+log=$obj/log
 : >"$log"
 quiet() { "$@" >>"$log" 2>&1 || die "failed: $*" "$(tail -n 15 "$log")" "the whole log is $log"; }
 # The rest is compiled for size; page tables for /dev/mem, a part of each copy, are filled by mm/memory.c, for speed.
@@ -116,6 +116,10 @@ fi
 
 # Configure, and prove that every line that was asked for has been taken.
 if [ "$(cat "$obj/key" 2>/dev/null)" != "$base" ]; then
+	if [ ! -f "$obj/.config" ]; then # begin with what the configuration before has compiled, unless that is at work
+		before=$(ls -td "$cache/$arch"/obj-*/ | sed -n 2p)
+		[ -z "$before" ] || flock -n "$before/lock" cp -a "$before/." "$obj/" || true
+	fi
 	say "configuring $arch"
 	rm -f "$obj/key"
 	{
@@ -188,5 +192,6 @@ esac
 
 rm -rf "${out:?}/$key"
 mv "$part" "$out/$key"
-ls -td "$out"/*/ | tail -n +17 | xargs -r rm -rf # keep the latest 16 results
+ls -td "$out"/*/ | tail -n +17 | xargs -r rm -rf # keep the latest 16 results, and objects of 3 configurations
+ls -td "$cache/$arch"/obj-*/ | tail -n +4 | xargs -r rm -rf
 deliver "built"

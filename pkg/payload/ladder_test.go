@@ -3,6 +3,7 @@ package payload
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -14,10 +15,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warmcore/warmcore/pkg/acpi/acpitest"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/normalboot"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/physmem/physmemtest"
+	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/pkg/registration/registrationtest"
 	"github.com/warmcore/warmcore/pkg/segments/segmentstest"
@@ -382,5 +385,47 @@ func TestDescribe(t *testing.T) {
 	m.cmdline = "warmcore.off"
 	if got, want := describe(m), "no plan: the normal kernel gets the firmware's memory map, no dumps\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestSRAT: memory that is handed over is cut where ACPI's nodes meet, and a
+// table that can't be read costs nothing else.
+func TestSRAT(t *testing.T) {
+	border := uint64(0x0c000000)
+	memory := func(domain uint32, r phys.Range) []byte {
+		b := []byte{1, 40}
+		b = binary.LittleEndian.AppendUint32(b, domain)
+		b = append(b, 0, 0)
+		b = binary.LittleEndian.AppendUint64(b, r.Start)
+		b = binary.LittleEndian.AppendUint64(b, r.Size())
+		b = append(b, 0, 0, 0, 0, 1, 0, 0, 0) // enabled
+		return append(b, make([]byte, 8)...)
+	}
+	body := slices.Concat(make([]byte, 12), memory(0, span(0, border)), memory(1, span(border, gib)))
+	for _, tt := range []struct {
+		name string
+		srat []byte
+		cut  bool
+		log  string
+	}{
+		{"none", nil, false, "plain boot"},
+		{"two nodes", acpitest.Table("SRAT", 3, body), true, "plain boot"},
+		{"damaged", acpitest.Table("SRAT", 3, body[:20]), false, "warn: NUMA nodes, error: "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMachine(t)
+			m.srat = tt.srat
+			m.cmdline = "warmcore.block=64M"
+			r := m.run()
+			wantKernel(t, r, 1, planned)
+			wantLog(t, r.log, tt.log)
+			var starts bool
+			for _, e := range r.payload.plan.NextMap(plan.Capture).Entries {
+				starts = starts || e.Kind == memmap.SoftReserved && e.Range.Start == border
+			}
+			if starts != tt.cut {
+				t.Errorf("a hidden range begins at %#x: %v, want %v; plan:\n%v", border, starts, tt.cut, r.payload.plan)
+			}
+		})
 	}
 }

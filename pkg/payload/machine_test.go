@@ -51,6 +51,7 @@ type machine struct {
 	reserved phys.Set         // in own
 	params   []byte           // x86
 	tree     *devicetree.Tree // arm64
+	srat     []byte           // x86
 	entries  []normalboot.Entry
 	looked   []string
 	cmdline  string // the payload kernel's
@@ -222,6 +223,7 @@ func (m *machine) QuietDevices() ([]string, error) {
 func (m *machine) Arch() plan.Arch              { return m.arch }
 func (m *machine) BootParams() []byte           { return m.params }
 func (m *machine) DeviceTree() *devicetree.Tree { return m.tree }
+func (m *machine) SRAT() []byte                 { return m.srat }
 func (m *machine) RSDP(Memory) uint64           { return 0xf5a40 }
 func (m *machine) Now() time.Time               { return m.now }
 func (m *machine) Nonce() [16]byte              { return [16]byte{0: 0xee, 1: byte(m.boots)} }

@@ -26,6 +26,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmcore/warmcore/pkg/acpi"
 	"github.com/warmcore/warmcore/pkg/binding"
 	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/devicetree"
@@ -61,6 +62,8 @@ type System interface {
 	// tree as the boot loader passed it; nil without one.
 	BootParams() []byte
 	DeviceTree() *devicetree.Tree
+	// SRAT is ACPI's table of NUMA nodes; nil without one.
+	SRAT() []byte
 	// RSDP is the address of ACPI's root pointer; 0 if it isn't found.
 	RSDP(Memory) uint64
 	// OpenMemory opens physical memory for writing.
@@ -239,11 +242,17 @@ func (p *Payload) makePlan() (*plan.Plan, error) {
 // nodes is which memory is of which NUMA node. Without that, memory that comes
 // back may come to another node than it was of.
 func (p *Payload) nodes() []memmap.Node {
-	t := p.sys.DeviceTree()
-	if t == nil {
-		return nil
+	var nodes []memmap.Node
+	var err error
+	if t := p.sys.DeviceTree(); t != nil {
+		nodes, err = memmap.Nodes(t)
+	} else if table := p.sys.SRAT(); table != nil {
+		var t acpi.SRAT
+		t, err = acpi.ParseSRAT(table)
+		for _, m := range t.Memory {
+			nodes = append(nodes, memmap.Node{ID: m.Domain, Range: m.Range})
+		}
 	}
-	nodes, err := memmap.Nodes(t)
 	if err != nil {
 		p.log.Warn("NUMA nodes", "error", err, "so", "memory may come back to another node")
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"runtime"
@@ -119,6 +120,25 @@ func ioMem() (memmap.Map, error) {
 func (*Linux) BootParams() []byte {
 	b, err := os.ReadFile("/sys/kernel/boot_params/data")
 	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// maxSRAT bounds ACPI's table: 40 bytes for each range of memory.
+const maxSRAT = 1 << 20
+
+// SRAT reads the table as the kernel shows it; a machine with one NUMA node
+// has none.
+func (l *Linux) SRAT() []byte {
+	f, err := os.Open("/sys/firmware/acpi/tables/SRAT")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSRAT))
+	if err != nil {
+		l.log.Warn("ACPI's SRAT", "error", err, "so", "memory may come back to another NUMA node")
 		return nil
 	}
 	return b

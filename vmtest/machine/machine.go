@@ -88,13 +88,6 @@ func ramFolder(need uint64, otherwise string) (string, error) {
 
 // powerOn starts QEMU with fresh RAM and lets the CPUs run.
 func (m *Machine) powerOn(ctx context.Context) error {
-	argv, err := m.opts.argv(paths{sockets: m.sockets, ram: m.ram, console: m.path("console.log")})
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(m.path("qemu.argv"), []byte(command.Line(argv)+"\n"), 0o644); err != nil {
-		return err
-	}
 	f, err := os.Create(m.ram)
 	if err != nil {
 		return err
@@ -103,6 +96,18 @@ func (m *Machine) powerOn(ctx context.Context) error {
 		return err
 	}
 	m.Timeline.Note("power-on", "")
+	return m.launch(ctx)
+}
+
+// launch starts QEMU with the RAM that is there and lets the CPUs run.
+func (m *Machine) launch(ctx context.Context) error {
+	argv, err := m.opts.argv(paths{sockets: m.sockets, ram: m.ram, console: m.path("console.log")})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(m.path("qemu.argv"), []byte(command.Line(argv)+"\n"), 0o644); err != nil {
+		return err
+	}
 	if m.proc, err = launch(ctx, argv, m.sockets, m.path("qemu.log"), m.Timeline); err != nil {
 		return err
 	}
@@ -295,6 +300,17 @@ func (m *Machine) reset(ctx context.Context) error {
 		return err
 	}
 	return m.cont(ctx)
+}
+
+// ResetInto resets the machine warm, with its RAM kept, into other firmware: as
+// if the flash had been written while the machine ran. change changes the
+// options that say what is started. It is for a machine that stands still
+// after WaitReset.
+func (m *Machine) ResetInto(ctx context.Context, change func(o *Options)) error {
+	m.proc.kill()
+	change(&m.opts)
+	m.Timeline.Note("reset", "into other firmware")
+	return m.fail("reset into other firmware", m.launch(ctx))
 }
 
 // PowerCycle ends QEMU and starts it again with fresh RAM.

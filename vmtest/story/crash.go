@@ -53,6 +53,9 @@ type saved struct {
 	ram      *truth.RAM
 	painting truth.Painting
 	block    *registration.Block
+	// then is the registration of the boot that crashed, if its plan was
+	// another: what the dump lacks of that, it names as lost.
+	then *registration.Block
 }
 
 // save saves the dump in a capture boot.

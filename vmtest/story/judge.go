@@ -2,6 +2,7 @@ package story
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/convert"
@@ -57,11 +59,7 @@ func (l *Lab) compare(d saved) error {
 	// What a dump must not hold: what no plan has, and all of the plan but boot
 	// memory and what is preserved. All other RAM it must hold.
 	excluded := l.board.undumped(l.Memory)
-	for _, r := range d.block.Plan {
-		if r.Role != registration.RoleBoot && r.Role != registration.RolePreserved {
-			excluded = excluded.Union(phys.Set{r.Range})
-		}
-	}
+	excluded = excluded.Union(planned(cmp.Or(d.then, d.block), false))
 	if d.whole != "" {
 		if err := l.Extract(path.Join(d.whole, "vmcore"), filepath.Join(l.Out, wholeName)); err != nil {
 			return err
@@ -90,6 +88,13 @@ func (l *Lab) compareFile(d saved, name string, excluded phys.Set) (*Dump, error
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
+	}
+	if d.then != nil {
+		lost, err := l.wantLost(d, f, info.Size())
+		if err != nil {
+			return nil, err
+		}
+		excluded = excluded.Union(lost)
 	}
 	compare := d.ram.Compare
 	if dump.Format() == "kdump" {
@@ -131,6 +136,34 @@ func (l *Lab) compareFile(d saved, name string, excluded phys.Set) (*Dump, error
 		}
 	}
 	return &Dump{Path: name, Format: dump.Format(), Bytes: info.Size(), Pages: dump.Memory().Size() / phys.PageSize}, nil
+}
+
+// wantLost returns what a dump names as lost, which must be just the memory
+// that the crashed boot's plan dumps and that of the payload which copied
+// doesn't.
+func (l *Lab) wantLost(d saved, f *os.File, size int64) (phys.Set, error) {
+	dump, err := dumpfile.Open(f, size)
+	if err != nil {
+		return nil, err
+	}
+	named := dump.Info().Unreadable
+	want := planned(d.then, true).Intersect(planned(d.block, false))
+	l.Step("%s of the crashed kernel's memory is named as lost: %v", phys.FormatSize(named.Size()), named)
+	if len(want) == 0 || !slices.Equal(named, want) {
+		return nil, l.Machine.Fail("memory that is named as lost", fmt.Errorf("%v, want %v", named, want))
+	}
+	return named, nil
+}
+
+// planned is the memory of b's plan that is dumped, or that isn't.
+func planned(b *registration.Block, dumped bool) phys.Set {
+	var s []phys.Range
+	for _, r := range b.Plan {
+		if (r.Role == registration.RoleBoot || r.Role == registration.RolePreserved) == dumped {
+			s = append(s, r.Range)
+		}
+	}
+	return phys.NewSet(s...)
 }
 
 // open opens a dump in the story's directory.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
+	"github.com/warmcore/warmcore/vmtest/machine"
 	"github.com/warmcore/warmcore/vmtest/truth"
 )
 
@@ -126,4 +127,90 @@ func (l *Lab) powerCycle() error {
 		return err
 	}
 	return errors.Join(l.want(wire.Plain), l.wantLog("no registration: load registration: empty"))
+}
+
+// update has another payload start at the reset than that which started the
+// kernel that crashed: one that wants more boot memory. Some of the kernel's
+// memory is overwritten by that; the dump names it and shows no other. While
+// the dump is offered, the old payload comes back.
+func (l *Lab) update() error {
+	if err := l.Start(); err != nil {
+		return err
+	}
+	painting, err := l.ready(1)
+	if err != nil {
+		return err
+	}
+	then, err := l.Registration()
+	if err != nil {
+		return l.Machine.Fail("registration", err)
+	}
+	if err := l.triggerOn(wire.Trigger{Kind: l.Trigger}); err != nil {
+		return err
+	}
+	if err := l.Machine.WaitReset(l.ctx); err != nil {
+		return err
+	}
+	ram, err := l.Machine.CopyRAM(l.ctx)
+	if err != nil {
+		return err
+	}
+	old := ""
+	if err := l.resetInto(func(o *machine.Options) {
+		old = o.Append
+		o.Append += " warmcore.bootmem=768M"
+	}); err != nil {
+		return err
+	}
+	const changed = "the memory plan changed since the crashed boot"
+	if err := l.wantLog(changed); err != nil {
+		return err
+	}
+	updated, err := l.Registration()
+	if err != nil {
+		return l.Machine.Fail("registration", err)
+	}
+	if err := l.triggerOn(wire.Trigger{Kind: l.Trigger}); err != nil {
+		return err
+	}
+	if err := l.Machine.WaitReset(l.ctx); err != nil {
+		return err
+	}
+	if err := l.resetInto(func(o *machine.Options) { o.Append = old }); err != nil {
+		return err
+	}
+	if err := l.wantLog("it is offered again"); err != nil {
+		return err
+	}
+	d, err := l.save("/var/crash/dump0", ram, painting)
+	if err != nil {
+		return err
+	}
+	// What the updated payload planned is what it overwrote.
+	d.then, d.block = then, updated
+	if err := l.Warmcore("release", "arm"); err != nil {
+		return err
+	}
+	if err := l.armed(true); err != nil {
+		return err
+	}
+	if err := l.PowerOff(); err != nil {
+		return err
+	}
+	return l.judge([]saved{d})
+}
+
+// resetInto resets a machine that stands still into another payload, which
+// must make a capture boot.
+func (l *Lab) resetInto(change func(o *machine.Options)) error {
+	l.Step("reset into another payload: memory kept")
+	events := l.Machine.Timeline.Events()
+	l.booted = events[len(events)-1].T
+	if err := l.Machine.ResetInto(l.ctx, change); err != nil {
+		return err
+	}
+	if err := l.waitGuest(); err != nil {
+		return err
+	}
+	return l.want(wire.Capture)
 }

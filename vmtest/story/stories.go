@@ -109,6 +109,12 @@ var Stories = []Story{
 		Run:     (*Lab).recrash,
 	},
 	{
+		Name: "update", Tells: "the payload is updated between panic and reset, and goes back while the dump is offered",
+		Default: Options{Memory: 2 * gib, CPUs: 2},
+		Arches:  []string{"amd64"},
+		Run:     (*Lab).update,
+	},
+	{
 		Name: "corrupt", Tells: "every corruption of the registration: plain boot, and why",
 		Default: Options{Memory: 1 * gib, CPUs: 1},
 		Run:     (*Lab).corrupt,

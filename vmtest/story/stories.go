@@ -151,6 +151,11 @@ var Stories = []Story{
 		Run:     (*Lab).lockdown,
 	},
 	{
+		Name: "hugepages", Tells: "more huge pages than boot memory: saved without them, then as many as before",
+		Default: Options{Memory: 2 * gib, CPUs: 2},
+		Run:     (*Lab).hugePages,
+	},
+	{
 		Name: "debian", Tells: "Debian 12 with systemd and kdump-tools: the units do it all",
 		Default: Options{Memory: 2 * gib, CPUs: 2},
 		Arches:  []string{"amd64"},

@@ -43,7 +43,6 @@ var caps = []struct {
 	{"pkg/agent", "maxList", cpus, 4, ""},
 	{"pkg/hotplug", "maxBlocks", ram / block, 4, ""},
 	{"pkg/hotplug", "maxModules", 700 << 10, 4, ""},
-	{"pkg/handoff", "maxNodes", 200, 8, ""}, // in /reserved-memory
 	{"pkg/devicetree", "MaxNodes", 8192 * 2, 4, ""},
 	{"pkg/devicetree", "MaxProperties", 8192 * 6, 2, ""},
 	{"pkg/elfcore", "MaxPhdrs", cpus + 4*ranges, 4, ""},
@@ -54,11 +53,11 @@ var caps = []struct {
 	{"pkg/vmcore/kdump", "maxRanges", ranges, 8, ""},
 	{"pkg/vmcore/kdump", "MaxVMCOREINFO", 16 << 10, 4, ""},
 	{"pkg/vmcore/checksum", "maxBlocks", ram >> 20, 2, ""}, // of 1 MiB
-	{"cmds/warmcore", "maxManifest", ram >> 20 * 4 * 4 / 3, 2, ""},
+	{"pkg/manifest", "maxSize", ram >> 20 * 4 * 4 / 3, 2, ""},
 	{"pkg/vmcoreinfo", "MaxText", 16 << 10, 4, ""},
 	{"pkg/printk", "MaxRecords", cpus << 12 / 32, 2, ""}, // a log of 4 KiB for each CPU (LOG_CPU_MAX_BUF_SHIFT), of 32 bytes a record (PRB_AVGBITS)
 	{"pkg/printk", "MaxText", cpus << 12, 2, ""},
-	{"pkg/plan", "maxHandoff", 0x0C0000 + 56*(cpus+4*ranges), 8, ""},
+	{"pkg/binding", "MaxHandoff", 0x0C0000 + 56*(cpus+4*ranges), 8, ""},
 
 	// Two copies of the registration are of 64 KiB each, in a handoff area of
 	// 2 MiB: it has room for the notes of 3072 CPUs and a plan of 1024 ranges.

@@ -1,11 +1,11 @@
-// Package binding is what payload and normal kernel tell each other, and what
-// a board tells the payload: parameters on the kernel command line, nodes of
-// our own in a device tree, properties of /chosen. docs/bindings describes
-// the nodes.
+// Package binding reads and writes what payload and normal kernel tell each
+// other, and what a board tells the payload: parameters on the kernel command
+// line, nodes of our own in a device tree, and properties of /chosen.
+// docs/bindings describes the nodes.
 //
-// Whoever looks for the handoff area looks here, and finds it by one rule: one
-// place, said by the command line, the device tree, or both alike. Two places
-// are an error, never a choice.
+// All code that looks for the handoff area uses this package, so there is one
+// rule: the command line, the device tree, or both name the same place. Two
+// different places are an error; none of them is chosen.
 package binding
 
 import (
@@ -19,38 +19,41 @@ import (
 const (
 	// ParamHandoff says where the handoff area is: ADDR,SIZE.
 	ParamHandoff = "warmcore.handoff"
-	// ParamHugePages, in a capture boot, has the huge pages that its boot
-	// entry asks for, as pkg/hugetlb writes them.
+	// ParamHugePages, used in a capture boot, holds the huge pages that
+	// the boot entry asks for, in the form of pkg/hugetlb.
 	ParamHugePages = "warmcore.hugepages"
-	// ParamDropped, in a capture boot, has the names, with commas between
-	// them, of its boot entry's parameters that are left out and can't be
-	// given back to a running kernel.
+	// ParamDropped, used in a capture boot, holds the names, separated by
+	// commas, of those parameters of the boot entry that were left out and
+	// that a running kernel can't apply later.
 	ParamDropped = "warmcore.dropped"
 )
 
-// Nodes of our own in a device tree, by their compatible property. The first
-// two are in /reserved-memory.
+// The compatible property of our own nodes in a device tree. The first two
+// kinds are children of /reserved-memory.
 const (
 	// CompatibleHandoff is the handoff area.
 	CompatibleHandoff = "warmcore,handoff"
 	// CompatiblePayload is memory that is reserved in the payload's kernel
-	// only: it maps it, to copy fast, and never allocates it.
+	// only, which maps it, so that copies are fast, and never allocates
+	// it.
 	CompatiblePayload = "warmcore,payload"
-	// compatibleRegion is hidden memory, a child of the root. The name is
-	// Linux's.
+	// compatibleRegion is hidden memory. Its node is a child of the root;
+	// the name is Linux's.
 	compatibleRegion = "pmem-region"
 )
 
 // Bounds of the handoff area's size, in bytes.
 const (
-	// MinHandoff is what the registration needs; pkg/verdict holds it to that.
+	// MinHandoff is the size that the registration needs. pkg/verdict
+	// doesn't compile if the registration needs more.
 	MinHandoff = 2 * phys.MiB
-	// MaxHandoff bounds what the payload reads into its own memory. The ELF
-	// core header of a machine with thousands of CPUs takes 1 MiB.
+	// MaxHandoff bounds how much the payload reads into its own memory.
+	// The ELF core header of a machine with thousands of CPUs takes 1 MiB.
 	MaxHandoff = 16 * phys.MiB
 )
 
-// CheckHandoff refuses what can't be a handoff area on any machine.
+// CheckHandoff returns an error for a range that can't be a handoff area on
+// any machine.
 func CheckHandoff(r phys.Range) error {
 	switch {
 	case r.Size() < MinHandoff:

@@ -7,14 +7,16 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// CoreHeaderProperty, of /chosen, is where the ELF core header is. It is there
-// in a capture boot only.
+// CoreHeaderProperty is the property of /chosen that says where the ELF core
+// header is. Only a capture boot has it.
 const CoreHeaderProperty = "linux,elfcorehdr"
 
-// stale are the properties of /chosen that were for the payload's kernel.
+// stale lists the properties of /chosen that were meant for the payload's
+// kernel.
 //
-//   - Seeds are used once: the payload's kernel had these.
-//   - What an older kexec handed over lies in memory that is another's now.
+//   - A seed must be used only once, and the payload's kernel has used these.
+//   - What an older kexec handed over lies in memory that has another owner
+//     now.
 var stale = []string{
 	"bootargs",
 	"linux,usable-memory-range", CoreHeaderProperty,
@@ -23,23 +25,25 @@ var stale = []string{
 	"linux,ima-kexec-buffer", "linux,ima-kexec-buffer-size", "linux,kho-fdt", "linux,kho-scratch",
 }
 
-// staleEFI are those of EFI. A kernel takes its map for the memory map instead
-// of the nodes (efi_init in drivers/firmware/efi/efi-init.c, v6.12).
+// staleEFI lists EFI's properties of /chosen. A kernel that finds them uses
+// EFI's memory map instead of the memory nodes (efi_init in
+// drivers/firmware/efi/efi-init.c, v6.12).
 var staleEFI = []string{
 	"linux,uefi-system-table", "linux,uefi-mmap-start", "linux,uefi-mmap-size", "linux,uefi-mmap-desc-size",
 	"linux,uefi-mmap-desc-ver", "linux,uefi-secure-boot",
 }
 
-// Chosen is what the payload says to the normal kernel in /chosen.
+// Chosen is what the payload tells the normal kernel in /chosen.
 type Chosen struct {
 	Cmdline    string
-	Initrd     phys.Range // empty without one
+	Initrd     phys.Range // empty if there is none
 	CoreHeader phys.Range // empty in a plain boot
-	Seed       uint64     // of KASLR; 0 for none
-	KeepEFI    bool       // the kernel finds its memory in EFI's tables
+	Seed       uint64     // for KASLR; 0 for none
+	KeepEFI    bool       // keep EFI's properties: the kernel finds its memory in EFI's tables
 }
 
-// Set writes it in the place of what was for the payload's kernel.
+// Set writes c to /chosen and deletes the properties that were meant for the
+// payload's kernel.
 func (c Chosen) Set(t *devicetree.Tree) error {
 	n := t.Root.Add("chosen")
 	n.Delete(stale...)
@@ -52,8 +56,9 @@ func (c Chosen) Set(t *devicetree.Tree) error {
 		n.SetUint64("linux,initrd-end", c.Initrd.End)
 	}
 	if !c.CoreHeader.Empty() {
-		// In the root's cells, as early_init_dt_check_for_elfcorehdr in
-		// drivers/of/fdt.c (v6.12) reads it.
+		// Written with the root's cell sizes, as
+		// early_init_dt_check_for_elfcorehdr in drivers/of/fdt.c
+		// (v6.12) reads it.
 		cells, err := t.Root.Cells()
 		if err != nil {
 			return err
@@ -71,7 +76,7 @@ func (c Chosen) Set(t *devicetree.Tree) error {
 }
 
 // UsableMemory returns the memory to which linux,usable-memory-range confines
-// the kernel that gets the tree; none where it is not confined.
+// the kernel that gets the tree; none if nothing confines it.
 func UsableMemory(t *devicetree.Tree) (phys.Set, error) {
 	chosen := t.Find("/chosen")
 	if chosen == nil {
@@ -93,7 +98,7 @@ func UsableMemory(t *devicetree.Tree) (phys.Set, error) {
 }
 
 // Initrd returns where the boot loader put the initrd of the kernel that gets
-// the tree; ok is false without one.
+// the tree; ok is false if there is none.
 func Initrd(t *devicetree.Tree) (r phys.Range, ok bool) {
 	chosen := t.Find("/chosen")
 	if chosen == nil {

@@ -11,16 +11,16 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// ErrNone says that nothing names a handoff area, a device tree neither: the
-// payload didn't start this kernel.
+// ErrNone says that neither the command line nor a device tree names a handoff
+// area: the payload didn't start this kernel.
 var ErrNone = errors.New("no " + ParamHandoff + "= on the kernel command line")
 
 const reservedMemory = "reserved-memory"
 
-// FindHandoff finds the handoff area of the running kernel by its command line
-// and by its device tree, a directory such as /proc/device-tree; one of the
-// two is enough. The error is ErrNone if neither has it, and something else if
-// they disagree.
+// FindHandoff finds the handoff area of the running kernel from its command
+// line and from its device tree, a directory such as /proc/device-tree; one of
+// the two is enough. The error is ErrNone if neither names it, and another one
+// if they disagree.
 func FindHandoff(line string, tree fs.FS) (phys.Range, error) {
 	told, err := HandoffParam(line)
 	if err != nil && !errors.Is(err, ErrNone) {
@@ -38,8 +38,8 @@ func FindHandoff(line string, tree fs.FS) (phys.Range, error) {
 	return node, nil
 }
 
-// handoffFS looks for the node in the part of a tree where it can be. What is
-// wrong elsewhere in the tree is no concern here.
+// handoffFS looks for the node in the part of a tree where it can be. Errors
+// elsewhere in the tree are ignored.
 func handoffFS(tree fs.FS) (phys.Range, error) {
 	reserved, err := fs.Sub(tree, reservedMemory)
 	if err != nil {
@@ -56,9 +56,9 @@ func handoffFS(tree fs.FS) (phys.Range, error) {
 	return HandoffNode(&devicetree.Tree{Root: &devicetree.Node{Children: []*devicetree.Node{t.Root}}})
 }
 
-// HandoffParam finds the handoff area on a kernel command line. Of several
-// parameters the last counts, as for the kernel's own. The error is ErrNone if
-// there is none.
+// HandoffParam finds the handoff area on a kernel command line. If the
+// parameter occurs several times, the last one counts, as for the kernel's own
+// parameters. The error is ErrNone if there is none.
 func HandoffParam(line string) (phys.Range, error) {
 	param, found := cmdline.Parse(line).Last(ParamHandoff)
 	if !found {
@@ -102,7 +102,7 @@ func FormatHandoff(r phys.Range) string {
 // HandoffNode finds the handoff area in a device tree: the reg property of the
 // child of /reserved-memory whose compatible property says so (Devicetree
 // Specification v0.4, section 3.5). The error is ErrNone if there is no such
-// node; two of them, and one that can't be it, are errors.
+// node; two such nodes, or one that can't be a handoff area, are errors.
 func HandoffNode(t *devicetree.Tree) (phys.Range, error) {
 	r, err := handoffNode(t)
 	if err != nil && !errors.Is(err, ErrNone) {
@@ -129,7 +129,8 @@ func handoffNode(t *devicetree.Tree) (phys.Range, error) {
 	if found == nil {
 		return phys.Range{}, ErrNone
 	}
-	// Addresses are as the CPU sees them only if ranges is there and empty.
+	// Addresses are those that the CPU sees only if ranges is present and
+	// empty.
 	if v, ok := parent.Property("ranges"); !ok || len(v) > 0 {
 		return phys.Range{}, fmt.Errorf("/%s: ranges is missing or not empty", reservedMemory)
 	}
@@ -150,13 +151,14 @@ func handoffNode(t *devicetree.Tree) (phys.Range, error) {
 	return ranges[0], nil
 }
 
-// IsOurs says whether n, a child of /reserved-memory, is of our own kinds.
+// IsOurs says whether n, a child of /reserved-memory, is one of our own nodes.
 func IsOurs(n *devicetree.Node) bool {
 	return n.Compatible(CompatibleHandoff) || n.Compatible(CompatiblePayload)
 }
 
-// PayloadReserved returns the memory that is reserved in the payload's kernel
-// only, by nodes with its compatible property, as far as they can be read.
+// PayloadReserved returns the memory of all nodes with CompatiblePayload:
+// reserved in the payload's kernel only. Nodes that can't be read are left
+// out.
 func PayloadReserved(t *devicetree.Tree) phys.Set {
 	reserved := t.Find("/" + reservedMemory)
 	if reserved == nil {
@@ -178,9 +180,9 @@ func PayloadReserved(t *devicetree.Tree) phys.Set {
 	return phys.NewSet(all...)
 }
 
-// SetReserved makes /reserved-memory the normal kernel's: it takes our own
-// nodes out and puts the handoff area in, if it is not empty. A
-// /reserved-memory that is empty then is taken out, too.
+// SetReserved edits /reserved-memory for the normal kernel: it takes our own
+// nodes out and puts the handoff area in, if that is not empty. If
+// /reserved-memory is empty then, it is taken out, too.
 func SetReserved(t *devicetree.Tree, handoff phys.Range) error {
 	r := t.Find("/" + reservedMemory)
 	if r != nil {
@@ -218,7 +220,7 @@ func SetReserved(t *devicetree.Tree, handoff phys.Range) error {
 
 // AddRegion adds a node for hidden memory. The kernel makes a device of it and
 // doesn't touch it by itself (drivers/nvdimm/of_pmem.c, v6.12). node is the
-// NUMA node, one that the kernel knows.
+// range's NUMA node and must be one that the kernel knows.
 func AddRegion(t *devicetree.Tree, r phys.Range, node uint32) error {
 	cells, err := t.Root.Cells()
 	if err != nil {

@@ -4,9 +4,9 @@
 //
 //   - White space separates parameters, but not inside double quotes. There is
 //     no escape character.
-//   - Quotes may surround a parameter or its value, and are not part of either;
-//     other quotes are. A quote that is never closed reaches to the end.
-//   - In a parameter's name "-" and "_" are the same.
+//   - Quotes around a parameter or around its value are not part of it; quotes
+//     elsewhere are. A quote that is never closed reaches to the end.
+//   - In a parameter's name "-" and "_" mean the same.
 //   - The word "--" ends the kernel's part. What follows is for init.
 //   - Where a parameter has one value, the last one on the line counts.
 //
@@ -18,24 +18,25 @@ import (
 	"strings"
 )
 
-// Param is a parameter, one word of a command line.
+// Param is one parameter of a command line.
 type Param struct {
-	Name     string // as it is written, without quotes
+	Name     string // as written, without quotes
 	Value    string // what follows "=", without quotes around it
-	HasValue bool   // there is a "="
+	HasValue bool   // whether there is a "="
 	word     string // with its quotes
 }
 
-// String returns the bytes of the parameter, with its quotes.
+// String returns the bytes of the parameter, as written, with quotes.
 func (p Param) String() string { return p.word }
 
 // Is says whether it is the parameter called name.
 func (p Param) Is(name string) bool { return SameName(p.Name, name) }
 
-// open says that a quote isn't closed: it would swallow what follows.
+// open says whether p has a quote that isn't closed, which would swallow what
+// follows.
 func (p Param) open() bool { return strings.Count(p.word, `"`)%2 != 0 }
 
-// SameName compares names as the kernel does, to which "-" is "_".
+// SameName compares names as the kernel does: "-" and "_" are the same.
 func SameName(a, b string) bool { return underscores(a) == underscores(b) }
 
 func underscores(name string) string { return strings.ReplaceAll(name, "-", "_") }
@@ -44,11 +45,12 @@ func underscores(name string) string { return strings.ReplaceAll(name, "-", "_")
 type Line struct {
 	Params []Param // for the kernel, and for programs that read its command line
 	Init   []Param // what follows "--"
-	dashes string  // how that is written; empty without one
+	dashes string  // the "--" as written; empty if there is none
 }
 
-// Parse reads a command line, such as /proc/cmdline with its newline. Every
-// text is one. It ends at a NUL.
+// Parse reads a command line, such as the contents of /proc/cmdline with its
+// newline. It can't fail: every text is a command line. It ends at the first
+// NUL.
 func Parse(text string) Line {
 	text, _, _ = strings.Cut(text, "\x00")
 	var l Line
@@ -68,7 +70,7 @@ func Parse(text string) Line {
 	}
 }
 
-// next returns the parameter that text begins with.
+// next returns the parameter at the start of text.
 func next(text string) Param {
 	end, equals, quotes := len(text), 0, 0
 	body := strings.TrimPrefix(text, `"`)
@@ -104,8 +106,8 @@ func next(text string) Param {
 	return p
 }
 
-// isSpace is the kernel's isspace (lib/ctype.c, v6.12): a no-break space in
-// Latin-1 is one, whatever a file system or a language thinks of that byte.
+// isSpace is the kernel's isspace (lib/ctype.c, v6.12). It includes byte 0xa0,
+// the no-break space of Latin-1.
 func isSpace(c byte) bool { return c == ' ' || c >= '\t' && c <= '\r' || c == 0xa0 }
 
 func trimSpace(s string) string {
@@ -115,7 +117,7 @@ func trimSpace(s string) string {
 	return s
 }
 
-// String writes the line. Parsed again, it is the same.
+// String writes the line. Parse reads an equal line from the result.
 func (l Line) String() string {
 	var words []string
 	for _, p := range l.Params {
@@ -140,7 +142,8 @@ func (l Line) All(name string) (all []Param) {
 	return all
 }
 
-// Last returns the parameter of that name that counts, where only one does.
+// Last returns the last of the kernel's parameters of that name: the one that
+// counts where only one value is used.
 func (l Line) Last(name string) (p Param, ok bool) {
 	all := l.All(name)
 	if len(all) == 0 {
@@ -149,11 +152,11 @@ func (l Line) Last(name string) (p Param, ok bool) {
 	return all[len(all)-1], true
 }
 
-// Has says whether there is a parameter of that name.
+// Has says whether the kernel has a parameter of that name.
 func (l Line) Has(name string) bool { return len(l.All(name)) > 0 }
 
-// Remove takes out the kernel's parameters for which drop says so, and returns
-// them.
+// Remove takes out the kernel's parameters for which drop returns true, and
+// returns them.
 func (l *Line) Remove(drop func(Param) bool) (removed []Param) {
 	var kept []Param
 	for _, p := range l.Params {
@@ -167,10 +170,10 @@ func (l *Line) Remove(drop func(Param) bool) (removed []Param) {
 	return removed
 }
 
-// Add adds parameters to the kernel's part, at its end, where they win over
-// earlier ones. They stand before a parameter whose quote is never closed:
-// that would swallow them. A quote that text leaves open is closed; what is
-// behind "--" in text is not added.
+// Add adds parameters at the end of the kernel's part, where they win over
+// earlier ones. If the last parameter has a quote that is never closed, they
+// go before it, because it would swallow them. A quote that text leaves open
+// is closed; what follows "--" in text is not added.
 func (l *Line) Add(text string) {
 	added := Parse(text).Params
 	if n := len(added); n > 0 && added[n-1].open() {

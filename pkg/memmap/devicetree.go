@@ -16,23 +16,23 @@ const ReservationBlock = "memreserve"
 // DeviceTree reads the memory map of the machine from the tree that the boot
 // loader passed to the running kernel.
 //
-// RAM is what the available nodes of device_type "memory" at the root list;
-// linux,usable-memory-range and linux,usable-memory, which confine the running
-// kernel, are not applied. Reserved is what /reserved-memory and the memory
-// reservation block list, whether or not a kernel may map it. It is nested in
-// the RAM that it lies in, with these exceptions, which concern the payload
-// only:
+// RAM is the memory that is listed by the root's children with device_type
+// "memory", if available; linux,usable-memory-range and linux,usable-memory,
+// which confine the running kernel, are not applied. Reserved is the memory
+// that /reserved-memory and the memory reservation block list, whether or not
+// a kernel may map it. Reserved entries are nested in the RAM that they lie
+// in, with these exceptions, which concern the payload only:
 //
-//   - Reservations of our own kinds are RAM, as far as they lie in RAM.
-//   - The memory reservation block is ignored in the initrd and in the memory
-//     that linux,usable-memory-range leaves to the running kernel: boot loaders
-//     list there what they loaded.
+//   - Reservations of our own kinds count as RAM, as far as they lie in RAM.
+//   - The memory reservation block is ignored where it covers the initrd or
+//     the memory that linux,usable-memory-range leaves to the running kernel,
+//     because boot loaders list there what they loaded.
 //
-// A tree without memory, as a kernel gets it that finds its memory in EFI's
-// tables, is an error. Regions in /reserved-memory that overlap are a warning,
-// and as kernels take them: what any of them but our own kinds covers is
-// Reserved. A region without an address, which each kernel places by itself,
-// is a warning, too.
+// A tree without memory is an error; a kernel that finds its memory in EFI's
+// tables gets such a tree. Regions in /reserved-memory that overlap are a
+// warning and are treated as kernels treat them: memory that any of them
+// covers is Reserved, except for our own kinds. A region without an address,
+// which each kernel places by itself, is a warning, too.
 func DeviceTree(t *devicetree.Tree) (Map, error) {
 	m, err := readDeviceTree(t)
 	if err != nil {
@@ -78,7 +78,7 @@ func readDeviceTree(t *devicetree.Tree) (Map, error) {
 }
 
 // addMemoryNodes finds RAM as early_init_dt_scan_memory in drivers/of/fdt.c
-// (v6.12).
+// (v6.12) does.
 func (m *Map) addMemoryNodes(t *devicetree.Tree, cells devicetree.Cells) error {
 	listed := uint64(0)
 	for _, n := range t.Root.Children {
@@ -116,10 +116,10 @@ type Node struct {
 	Range phys.Range
 }
 
-// Nodes returns which memory is of which NUMA node: what memory nodes with a
-// numa-node-id list (Documentation/devicetree/bindings/numa.txt, v6.12). Those
-// without one are of node 0, where there are any with one; otherwise there are
-// no NUMA nodes.
+// Nodes returns which memory belongs to which NUMA node, from the numa-node-id
+// of memory nodes (Documentation/devicetree/bindings/numa.txt, v6.12). Memory
+// nodes without one belong to NUMA node 0; if none has one, there are no NUMA
+// nodes.
 func Nodes(t *devicetree.Tree) ([]Node, error) {
 	cells, err := t.Root.Cells()
 	if err != nil {
@@ -196,12 +196,13 @@ func (m *Map) addReservedMemory(t *devicetree.Tree, root devicetree.Cells, ram p
 	return nil
 }
 
-// warnOverlaps says which reservations overlap. Kernels say so, too, and go
-// on (__rmem_check_for_overlap in drivers/of/of_reserved_mem.c, v6.12).
+// warnOverlaps adds a warning for reservations that overlap. Kernels warn,
+// too, and go on (__rmem_check_for_overlap in drivers/of/of_reserved_mem.c,
+// v6.12).
 func (m *Map) warnOverlaps(entries []Entry) {
 	slices.SortStableFunc(entries, func(a, b Entry) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
 	for i := 1; i < len(entries); i++ {
-		// a is the one of those before that reaches furthest.
+		// a is the earlier reservation that reaches furthest.
 		if a, b := entries[i-1], entries[i]; a.Range.Overlaps(b.Range) {
 			m.warnf("/reserved-memory: node %q, %v, and node %q, %v, overlap", a.Name, a.Range, b.Name, b.Range)
 			if a.Range.End > b.Range.End {
@@ -220,8 +221,8 @@ func (m *Map) addNested(r phys.Range, kind Kind, name string, ram phys.Set) {
 	m.Entries = append(m.Entries, e)
 }
 
-// payloadOnly is memory in which the reservation block says nothing about the
-// machine.
+// payloadOnly returns the memory in which entries of the reservation block
+// concern the payload's kernel only, not the machine.
 func payloadOnly(t *devicetree.Tree, m Map) (phys.Set, error) {
 	usable, err := binding.UsableMemory(t)
 	if err != nil {

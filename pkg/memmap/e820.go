@@ -7,8 +7,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// E820EntryLen is the length of struct boot_e820_entry: address and size of
-// 64 bits and type of 32, little endian, packed (v6.12,
+// E820EntryLen is the length of struct boot_e820_entry: 64-bit address and
+// size and 32-bit type, little endian, packed (v6.12,
 // arch/x86/include/uapi/asm/setup_data.h).
 const E820EntryLen = 20
 
@@ -17,7 +17,7 @@ const E820EntryLen = 20
 const E820ZeroPage = 128
 
 // E820 reads a table of entries as in boot_params.e820_table. Types are kept
-// as they are; an entry of no size is left out with a warning, as the kernel
+// as they are. An entry of size 0 is left out with a warning; the kernel
 // ignores it.
 func E820(b []byte) (Map, error) {
 	if len(b)%E820EntryLen != 0 {
@@ -49,7 +49,7 @@ func E820(b []byte) (Map, error) {
 }
 
 // AppendE820 appends entries to dst as a table that E820 reads. Empty and
-// nested entries are an error: Normalize a map that has some.
+// nested entries are an error: call Normalize first for a map that has some.
 func AppendE820(dst []byte, entries []Entry) ([]byte, error) {
 	if len(entries) > MaxEntries {
 		return nil, fmt.Errorf("write e820 table: %w", ErrTooMany)

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// ErrUnprivileged says that every address in /proc/iomem is zero, as readers
-// without CAP_SYS_ADMIN see it.
+// ErrUnprivileged says that every address in /proc/iomem is zero, which is
+// what readers without CAP_SYS_ADMIN see.
 var ErrUnprivileged = errors.New("all addresses are zero: reading them takes CAP_SYS_ADMIN")
 
 // ErrTooManyLines says that /proc/iomem has more than MaxIOMemLines lines.
@@ -19,16 +19,18 @@ var ErrTooManyLines = fmt.Errorf("more than %d lines", MaxIOMemLines)
 // Caps of /proc/iomem.
 const (
 	maxIOMemLine = 4096 // bytes in a line
-	// MaxIOMemLines is how many lines IOMem takes. Most are devices': each
-	// virtual function of a network card has a line for each of its up to six
-	// BARs, and another one for the driver that has claimed it.
+	// MaxIOMemLines is how many lines IOMem accepts. Most lines are of
+	// devices: each virtual function of a network card has a line for each
+	// of its up to six BARs, and another one for the driver that has
+	// claimed it.
 	MaxIOMemLines = 1 << 20
 )
 
 // IOMem reads /proc/iomem from r. A resource that isn't memory of a known
-// kind, such as "Kernel code" or a device's, has the kind of what it is
-// nested in, and Unknown at the top; Name tells. Below depth 5 the kernel
-// prints all resources as if at 5 (kernel/resource.c: r_show, v6.12).
+// kind, such as "Kernel code" or a device, gets the kind of the resource that
+// contains it, or Unknown at the top level; its Name tells what it is. Below
+// depth 5 the kernel prints all resources as if at 5 (kernel/resource.c:
+// r_show, v6.12).
 func IOMem(r io.Reader) (Map, error) {
 	m, err := readIOMem(r)
 	if err != nil {
@@ -77,8 +79,9 @@ func readIOMem(r io.Reader) (Map, error) {
 	return m.checked()
 }
 
-// parseIOMemKind knows, besides the names of the e820 table, those of arm64
-// ("reserved") and of the kmem driver.
+// parseIOMemKind returns the kind of a resource by its name. Besides the names
+// of the e820 table it knows those of arm64 ("reserved") and of the kmem
+// driver.
 func parseIOMemKind(name string) (Kind, bool) {
 	switch name {
 	case "System RAM (kmem)":
@@ -95,8 +98,8 @@ type ioMemLine struct {
 	depth       int
 }
 
-// parseIOMemLine reads "  START-LAST : NAME", two spaces a step of nesting,
-// both addresses in hexadecimal.
+// parseIOMemLine reads " START-LAST : NAME", indented by two spaces for each
+// level of nesting, with both addresses in hexadecimal.
 func parseIOMemLine(s string) (ioMemLine, error) {
 	text := strings.TrimLeft(s, " ")
 	indent := len(s) - len(text)

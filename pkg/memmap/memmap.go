@@ -1,8 +1,9 @@
 // Package memmap reads the maps in which kernels and firmware list physical
 // memory: /sys/firmware/memmap, /proc/iomem and the e820 table.
 //
-// They end in one Map, which keeps the order, the nesting and the names of
-// its source, and entries of types that this package doesn't know. Invariants:
+// The result is always a Map, which keeps the order, the nesting and the names
+// of its source, and entries of types that this package doesn't know.
+// Invariants:
 //
 //   - Every entry's range holds at least one byte, and there are at most
 //     MaxEntries of them, or MaxIOMemLines in /proc/iomem.
@@ -35,8 +36,8 @@ var (
 	ErrTooMany = fmt.Errorf("more than %d entries", MaxEntries)
 )
 
-// Kind says what memory is for. The values are those of the e820 table, and
-// where entries overlap the higher one holds, so Unknown beats them all.
+// Kind says what memory is for. The values are those of the e820 table. Where
+// entries overlap, the higher value wins, so Unknown wins over all.
 type Kind uint32
 
 // The kinds, from enum e820_type in arch/x86/include/asm/e820/types.h (v6.12).
@@ -44,10 +45,10 @@ const (
 	RAM          Kind = 1
 	Reserved     Kind = 2
 	ACPI         Kind = 3 // ACPI tables, free once they are read
-	NVS          Kind = 4 // ACPI firmware's own
+	NVS          Kind = 4 // memory that ACPI firmware keeps for itself
 	Unusable     Kind = 5
 	Pmem         Kind = 7
-	PRAM         Kind = 12         // persistent memory, the older way to say it
+	PRAM         Kind = 12         // persistent memory, by the older type number
 	SoftReserved Kind = 0xefffffff // RAM set aside for a driver: device-dax
 	Unknown      Kind = 0xffffffff // the source has no number for it, or a name that isn't memory's
 )
@@ -96,12 +97,12 @@ func parseKind(name string) (k Kind, ok bool) {
 type Entry struct {
 	Range phys.Range
 	Kind  Kind
-	Name  string // as the source called it; empty in an e820 table
+	Name  string // the source's name for it; empty in an e820 table
 	Depth int    // 0 for an entry that is in no other
 }
 
-// String prints e as /proc/iomem does, with the kind in brackets where the
-// name is another.
+// String prints e as /proc/iomem does, followed by the kind in brackets if the
+// name differs from it.
 func (e Entry) String() string {
 	s := fmt.Sprintf("%*s%v : %s", 2*e.Depth, "", e.Range, cmp.Or(e.Name, e.Kind.String()))
 	if e.Name != "" && e.Name != e.Kind.String() {
@@ -116,8 +117,8 @@ type Map struct {
 	Warnings []string // what the parser could not represent, one sentence each
 }
 
-// String prints one line an entry, each ended by a newline. Equal maps print
-// the same text in every version of this package: tests keep it.
+// String prints one line for each entry, each ended by a newline. Equal maps
+// print the same text in every version of this package: tests store it.
 func (m Map) String() string {
 	var b strings.Builder
 	for _, e := range m.Entries {
@@ -127,8 +128,8 @@ func (m Map) String() string {
 	return b.String()
 }
 
-// Sorted returns m with its entries by start address; of two with the same
-// start, what is nested comes behind what it is in.
+// Sorted returns m with its entries sorted by start address. If two start at
+// the same address, the nested one comes after the one that contains it.
 func (m Map) Sorted() Map {
 	out := Map{slices.Clone(m.Entries), slices.Clone(m.Warnings)}
 	slices.SortStableFunc(out.Entries, func(a, b Entry) int {
@@ -148,8 +149,8 @@ func (m Map) Top() Map {
 	return Map{Entries: slices.DeleteFunc(slices.Clone(m.Entries), func(e Entry) bool { return e.Depth > 0 })}
 }
 
-// Named returns the ranges of all entries that the source called name, such
-// as "Crash kernel"; for those at the top only, m.Top().Named(name).
+// Named returns the ranges of all entries that the source called name, such as
+// "Crash kernel". For top-level entries only, use m.Top().Named(name).
 func (m Map) Named(name string) phys.Set {
 	var ranges []phys.Range
 	for _, e := range m.Entries {
@@ -160,8 +161,8 @@ func (m Map) Named(name string) phys.Set {
 	return phys.NewSet(ranges...)
 }
 
-// Set returns the memory that is of one of kinds once overlaps are resolved
-// as Normalize does.
+// Set returns the memory of any of these kinds, after overlaps are resolved as
+// in Normalize.
 func (m Map) Set(kinds ...Kind) phys.Set {
 	var ranges []phys.Range
 	for _, e := range m.Normalize().Entries {
@@ -172,12 +173,12 @@ func (m Map) Set(kinds ...Kind) phys.Set {
 	return phys.NewSet(ranges...)
 }
 
-// Hash identifies m: SHA-256 over its normalized entries, each as start, end
-// (64 bits) and kind (32 bits), little endian, behind a line that names this
-// format. It doesn't depend on order, names or warnings of the source.
+// Hash identifies m: SHA-256 over a line that names this format, then the
+// normalized entries, each as start, end (64 bits) and kind (32 bits), little
+// endian. It doesn't depend on order, names or warnings of the source.
 //
-// The firmware's map is what the payload sees. In a kernel that the payload
-// started, /sys/firmware/memmap is the map that the payload made, and has
+// Only the payload sees the firmware's map. In a kernel that the payload
+// started, /sys/firmware/memmap shows the map that the payload made, which has
 // another hash.
 func (m Map) Hash() [32]byte {
 	b := []byte("warmcore memory map 1\n")
@@ -189,7 +190,7 @@ func (m Map) Hash() [32]byte {
 	return sha256.Sum256(b)
 }
 
-// checked returns m if it has RAM.
+// checked returns m, or ErrNoRAM if it has no RAM.
 func (m Map) checked() (Map, error) {
 	if !slices.ContainsFunc(m.Entries, func(e Entry) bool { return e.Kind == RAM }) {
 		return Map{}, ErrNoRAM

@@ -10,15 +10,16 @@ import (
 // Normalize returns m sorted, at depth 0, without overlaps and without names.
 //
 // Overlaps are resolved and neighbours joined as e820__update_table in
-// arch/x86/kernel/e820.c (v6.12) does it: the highest kind holds, a range of
-// kind 0 is dropped, neighbours of one kind become one entry, but for PRAM
-// and SoftReserved, which stay apart wherever any entry begins or ends. What
-// the kernel has no case for: an entry that is nested in another replaces it
-// there, whatever the kinds, since it says more.
+// arch/x86/kernel/e820.c (v6.12) does it: the highest kind wins, a range of
+// kind 0 is dropped, and neighbours of one kind become one entry, except for
+// PRAM and SoftReserved, which are split wherever any entry begins or ends.
+// One rule is not the kernel's, whose maps have no nesting: a nested entry
+// replaces the one that contains it there, whatever the kinds, because it says
+// more.
 func (m Map) Normalize() Map {
 	points := changePoints(m.Entries)
 	var out []Entry
-	active := map[layer]int{} // how many entries of each layer there are here
+	active := map[layer]int{} // how many entries of each layer cover the present address
 	for i := 0; i < len(points); {
 		at := points[i].addr
 		for ; i < len(points) && points[i].addr == at; i++ {
@@ -42,7 +43,7 @@ func (m Map) Normalize() Map {
 	return Map{Entries: out, Warnings: slices.Clone(m.Warnings)}
 }
 
-// layer is what decides between entries that overlap.
+// layer has the two properties that decide between entries that overlap.
 type layer struct {
 	depth int
 	kind  Kind
@@ -68,7 +69,8 @@ func changePoints(entries []Entry) []changePoint {
 	return points
 }
 
-// strongest returns the kind that holds where layers overlap, 0 for none.
+// strongest returns the kind that wins where layers overlap, 0 if there is
+// none.
 func strongest(active map[layer]int) Kind {
 	var s layer
 	for l := range active {
@@ -79,6 +81,6 @@ func strongest(active map[layer]int) Kind {
 	return s.kind
 }
 
-// mergeable is false for kinds whose entries may each be a platform's range
-// of its own, with its own NUMA node (e820_nomerge).
+// mergeable is false for kinds of which each entry may be a separate device,
+// with its own NUMA node (e820_nomerge).
 func mergeable(k Kind) bool { return k != PRAM && k != SoftReserved }

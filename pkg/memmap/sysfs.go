@@ -12,14 +12,14 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// maxAttribute caps what is read of a sysfs attribute, in bytes: a page.
+// maxAttribute caps how much of a sysfs attribute is read, in bytes: one page.
 const maxAttribute = 4096
 
-// Sysfs reads /sys/firmware/memmap, the map as firmware gave it to the
-// running kernel, from fsys, which has a folder for each entry (0, 1, ...)
-// with the files start, end (inclusive) and type. Source:
-// drivers/firmware/memmap.c (v6.12). Memory that was hot-added is in it too,
-// though not what the kmem driver added.
+// Sysfs reads /sys/firmware/memmap, the map as firmware gave it to the running
+// kernel, from fsys, which has a folder for each entry (0, 1, ...) with the
+// files start, end (inclusive) and type. Source: drivers/firmware/memmap.c
+// (v6.12). Hot-added memory is in it too, except for memory that the kmem
+// driver added.
 func Sysfs(fsys fs.FS) (Map, error) {
 	m, err := readSysfs(fsys)
 	if err != nil {
@@ -69,8 +69,9 @@ func (m *Map) readEntry(fsys fs.FS, dir string) error {
 	if err != nil {
 		return err
 	}
-	// An entry of no size shows as one that ends before it starts, at 0 as
-	// one of all memory, because the kernel subtracts 1 from its end.
+	// The kernel subtracts 1 from the end. An entry of size 0 therefore
+	// ends before it starts, or, if it starts at 0, seems to cover all
+	// addresses.
 	if last == start-1 {
 		m.warnf("firmware memory map entry %s at %#x has no size", dir, start)
 		return nil
@@ -89,7 +90,8 @@ func (m *Map) add(start, last uint64, kind Kind, name string, depth int) error {
 	}
 	end := last + 1
 	if last == math.MaxUint64 {
-		// A half-open range can't say it, and no RAM lies there.
+		// A half-open range can't include the last byte, and no RAM
+		// lies there.
 		end = last
 		m.warnf("%#x-%#x (%s) is cut by its last byte", start, last, name)
 	}

@@ -1,4 +1,5 @@
-// Package phys holds physical addresses and ranges of them.
+// Package phys has the types for physical memory: ranges, sets of ranges, and
+// copies between them.
 //
 // Addresses are uint64, in bytes. A Range is half-open, [Start, End). The
 // last byte of the address space can't be in a range; no machine has RAM
@@ -31,8 +32,8 @@ type Range struct {
 	Start, End uint64
 }
 
-// Sized returns the range of size bytes at start; ok is false where the end
-// would wrap.
+// Sized returns the range of size bytes at start; ok is false if the end would
+// wrap.
 func Sized(start, size uint64) (r Range, ok bool) {
 	end, carry := bits.Add64(start, size, 0)
 	if carry != 0 {
@@ -94,8 +95,8 @@ func (r Range) String() string {
 // AlignDown rounds a down to a multiple of align, a power of two.
 func AlignDown(a, align uint64) uint64 { return a &^ (align - 1) }
 
-// AlignUp rounds a up to a multiple of align, a power of two; ok is false
-// where that would wrap.
+// AlignUp rounds a up to a multiple of align, a power of two; ok is false if
+// that would wrap.
 func AlignUp(a, align uint64) (aligned uint64, ok bool) {
 	sum, carry := bits.Add64(a, align-1, 0)
 	return sum &^ (align - 1), carry == 0
@@ -154,7 +155,7 @@ func (s Set) Union(o Set) Set {
 	return out
 }
 
-// from returns the ranges of s that end behind a.
+// from returns the ranges of s that end after a.
 func (s Set) from(a uint64) Set {
 	return s[sort.Search(len(s), func(i int) bool { return s[i].End > a }):]
 }
@@ -218,7 +219,8 @@ func (s Set) Overlaps(r Range) bool {
 	return len(s) > 0 && s[0].Overlaps(r)
 }
 
-// AlignIn returns the multiples of align in s: each range rounded inwards.
+// AlignIn rounds each range of s inwards to multiples of align, a power of
+// two.
 func (s Set) AlignIn(align uint64) Set {
 	var out Set
 	for _, r := range s {
@@ -246,18 +248,18 @@ type Copy struct {
 	Src, Dst, Size uint64
 }
 
-// SrcRange returns what is read.
+// SrcRange returns the bytes that the copy reads.
 func (c Copy) SrcRange() Range { return Range{c.Src, c.Src + c.Size} }
 
-// DstRange returns what is written.
+// DstRange returns the bytes that the copy writes.
 func (c Copy) DstRange() Range { return Range{c.Dst, c.Dst + c.Size} }
 
 func (c Copy) String() string {
 	return fmt.Sprintf("%v to %v", c.SrcRange(), c.DstRange())
 }
 
-// Segment is data to be placed at Range.Start. The rest of Range is taken,
-// whatever it holds.
+// Segment is data to be placed at Range.Start. The rest of Range belongs to
+// the segment too; its contents don't matter.
 type Segment struct {
 	Name  string // what it is, for messages
 	Range Range

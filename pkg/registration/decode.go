@@ -64,11 +64,11 @@ func Decode(data []byte) (*Block, error) {
 	return b, nil
 }
 
-// decoder takes fields off the front of buf; the first failure sticks and
-// every field after it is zero.
+// decoder takes fields off the front of buf. It keeps the first error; every
+// field after that is zero.
 type decoder struct {
 	buf []byte
-	off int // of buf, in the copy
+	off int // offset of buf in the copy
 	err error
 }
 
@@ -267,8 +267,9 @@ func (d *decoder) rest() []byte {
 	return slices.Clone(b)
 }
 
-// count reads the number of elements of size bytes or more that follow, 0
-// where that is more than most or than what is left can hold.
+// count reads the number of elements that follow, each of at least size bytes.
+// It fails and returns 0 if the number is larger than most, or than fits into
+// the rest of buf.
 func (d *decoder) count(field string, most, size uint32) uint32 {
 	n := d.u32(field)
 	switch {
@@ -284,8 +285,8 @@ func (d *decoder) count(field string, most, size uint32) uint32 {
 	return 0
 }
 
-// sized reads a 16-bit length, at most most, and that many bytes, copied; nil
-// where there are none.
+// sized reads a 16-bit length, at most most, and returns a copy of that many
+// bytes; nil for length 0.
 func (d *decoder) sized(field string, most uint16) []byte {
 	n := d.u16(field)
 	if n > most {

@@ -12,8 +12,8 @@ import (
 var le = binary.LittleEndian
 
 // AppendBinary appends one copy of b: header, sections and checksums. The
-// error is a *FormatError where a field is beyond its cap, a string is not
-// plain text, or the copy would be longer than CopySize.
+// error is a *FormatError if a field is beyond its cap, a string is not plain
+// text, or the copy would be longer than CopySize.
 func (b *Block) AppendBinary(dst []byte) ([]byte, error) {
 	e := encoder{buf: make([]byte, headerLen)}
 	e.block(b)
@@ -36,7 +36,7 @@ func (b *Block) AppendBinary(dst []byte) ([]byte, error) {
 	return append(dst, e.buf...), nil
 }
 
-// encoder builds a copy; the first failure sticks.
+// encoder builds a copy. It keeps the first error.
 type encoder struct {
 	buf      []byte
 	sections uint32
@@ -96,8 +96,8 @@ func (e *encoder) block(b *Block) {
 	e.unknown(b.Unknown)
 }
 
-// section appends what put appends, behind a section header; nothing at all
-// where it is all zero, because an absent section reads as zero.
+// section appends a section header and what put appends. If that is all zero,
+// it appends nothing, because an absent section reads as zero.
 func (e *encoder) section(typ uint32, put func()) {
 	start := len(e.buf)
 	e.u32(typ)

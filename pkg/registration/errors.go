@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Why something is not a valid copy, record or log.
+// The reasons why something is not a valid copy, record or log.
 var (
 	ErrMagic     = errors.New("wrong magic")
 	ErrByteOrder = errors.New("wrong byte order")

@@ -27,7 +27,7 @@ const (
 )
 
 // Section types. A type is never given a second meaning, and the data of a
-// type never grows: what is new gets a new type.
+// type never grows: new data gets a new type.
 const (
 	secIdentity       = 1
 	secMapHash        = 2

@@ -32,9 +32,9 @@ const (
 // cutLine is the first line of a text whose beginning was cut.
 const cutLine = "[%d bytes cut]\n"
 
-// EncodeLog returns the bytes to write at the slot that NextLogSlot gave. Of
-// a text longer than MaxLogText the end is kept, behind a line that says how
-// much was cut: what went wrong is said last.
+// EncodeLog returns the bytes to write at the slot that NextLogSlot gave. A
+// text longer than MaxLogText loses its beginning, which a line replaces that
+// says how much was cut: errors are at the end.
 func EncodeLog(l Log) []byte {
 	text := l.Text
 	if len(text) > MaxLogText {
@@ -54,9 +54,10 @@ func EncodeLog(l Log) []byte {
 }
 
 // DecodeLogs returns the newest valid log in handoff, a private copy of the
-// handoff area up to the end of the log slots, and the one before it. Where
-// one slot is valid, previous is zero; Boot then says which boot current is
-// of. The error wraps ErrEmpty where no log was ever written, else ErrNone.
+// handoff area up to the end of the log slots, and the one before it. If only
+// one slot is valid, previous is zero, and current.Boot says which boot the
+// log is of. The error wraps ErrEmpty if no log was ever written, else
+// ErrNone.
 func DecodeLogs(handoff []byte) (current, previous Log, err error) {
 	a, b, errA, errB := decodeSlots(handoff)
 	switch {

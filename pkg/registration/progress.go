@@ -5,21 +5,22 @@ import "fmt"
 // ProgressLen is the length of a progress record, in bytes.
 const ProgressLen = 64
 
-// Progress says how far the payload has got, written at ProgressOff before each
-// step: what the next payload finds there tells whether this one hung.
+// Progress says how far the payload has got. The payload writes it at
+// ProgressOff before each step, so that the next payload can tell whether this
+// one hung.
 type Progress struct {
 	Phase Phase
-	// Stalls counts the payloads, one after the other and up to the present one,
-	// that were reset before they had started a kernel; Total all of them since
-	// the handoff area was new.
+	// Stalls counts how many payloads in a row, the latest included, were
+	// reset before they had started a kernel; Total counts all such
+	// payloads since the handoff area was new.
 	Stalls uint32
 	Total  uint64
 }
 
-// Phase is a step of the payload's.
+// Phase is a step of the payload.
 type Phase uint32
 
-// The phases, in their order.
+// The phases. The values are not in the order of time: PhaseStarted is last.
 const (
 	PhaseStarted Phase = 1 // a normal kernel: the payload has done its work
 	PhasePlan    Phase = 2
@@ -35,7 +36,8 @@ var phaseNames = map[Phase]string{
 	PhaseDisks: "disks", PhasePlace: "place", PhaseStart: "start",
 }
 
-// String is the phase's name; of an unknown one its number.
+// String returns the phase's name, or its number if this version doesn't know
+// it.
 func (p Phase) String() string {
 	if name, ok := phaseNames[p]; ok {
 		return name
@@ -58,7 +60,7 @@ const (
 )
 
 // DecodeProgress reads a progress record from the start of b. The error is a
-// *FormatError; it wraps ErrMagic where there is none, as after power-on.
+// *FormatError; it wraps ErrMagic if there is none, as after power-on.
 func DecodeProgress(b []byte) (Progress, error) {
 	if len(b) < ProgressLen {
 		return Progress{}, &FormatError{len(b), "progress record", ErrTooShort}
@@ -99,8 +101,9 @@ func (p Progress) AppendBinary(dst []byte) ([]byte, error) {
 	return append(dst, b[:]...), nil
 }
 
-// NextProgress is what a payload begins with that finds b at ProgressOff. If
-// stalled, the one before was reset in the phase that is returned.
+// NextProgress returns the progress that a payload starts with if it finds b
+// at ProgressOff. stalled says that the payload before it was reset before it
+// had started a kernel, in the phase stalledIn.
 func NextProgress(b []byte) (next Progress, stalledIn Phase, stalled bool) {
 	last, err := DecodeProgress(b)
 	next = Progress{Phase: PhasePlan, Stalls: last.Stalls, Total: last.Total}

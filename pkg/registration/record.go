@@ -8,10 +8,10 @@ const RecordLen = 128
 type Record struct {
 	Nonce      [16]byte // Identity.Nonce of the registration it belongs to
 	Flags      uint32   // RecordPanic
-	APIC       uint32   // APIC ID of the CPU that crashed; arm64: its place in the stub's list
+	APIC       uint32   // APIC ID of the CPU that crashed; arm64: its index in the stub's list of CPUs
 	Expected   uint32   // CPUs that should flush their caches, the crashing one included
 	Flushed    uint32   // CPUs that did
-	FlushedMap [32]byte // bitmap of those, by the same number, below 256
+	FlushedMap [32]byte // bitmap of those CPUs, by the numbers that APIC has, below 256
 	TSC        uint64   // time stamp counter of the crashing CPU; arm64: the generic timer's
 }
 
@@ -51,8 +51,8 @@ func recordSum(b []byte) uint64 {
 }
 
 // DecodeRecord reads a crash record from the start of b. The error is a
-// *FormatError; it wraps ErrMagic where there is no record: none was written,
-// or the machine was reset while it was being written.
+// *FormatError; it wraps ErrMagic if there is no record: none was written, or
+// the machine was reset while it was being written.
 func DecodeRecord(b []byte) (Record, error) {
 	if len(b) < RecordLen {
 		return Record{}, &FormatError{len(b), "crash record", ErrTooShort}

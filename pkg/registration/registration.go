@@ -1,24 +1,24 @@
-// Package registration encodes and decodes what lies in the handoff area:
+// Package registration encodes and decodes the contents of the handoff area:
 // the registration block in two copies, the crash record, and the payload's
-// log of this boot and the one before. FORMAT.md beside this file has the
-// byte layout.
+// log of this boot and the one before. FORMAT.md beside this file has the byte
+// layout.
 //
-// What is read here was written by an operating system that was crashing, or
-// by one that is hostile. Invariants:
+// The data that this package reads was written by an operating system that was
+// crashing, or by a hostile one. Invariants:
 //
-//   - Nothing in a block says where to write. It is data to read, and every
-//     address in it is for the reader to check against the firmware's map.
+//   - Nothing in a block says where to write. Every address in it is for
+//     reading, and the reader checks it against the firmware's map.
 //   - Every count and length is compared with a named constant before
 //     anything is allocated.
 //   - Decode(AppendBinary(b)) is b, with sections of unknown type kept.
-//   - Store never touches the newest valid copy, so a write that is torn at
-//     any byte leaves it.
+//   - Store never touches the newest valid copy, so that copy survives a write
+//     that is torn at any byte.
 //   - On an error the result is nil or zero.
 //
 // The functions take private copies of memory: a caller copies the handoff
 // area once and decodes the copy, because the memory may change meanwhile.
-// One writer at a time is the caller's business: the payload before it starts
-// the normal kernel, the agent, under a lock, after.
+// Callers make sure that there is one writer at a time: the payload until it
+// starts the normal kernel, then the agent, under a lock.
 package registration
 
 import (
@@ -44,12 +44,12 @@ const (
 	LogSlotSize   = 0x038000 // of each slot
 	CoreHeaderOff = 0x0C0000 // ELF core header for the capture kernel
 
-	// CoreHeaderSize is what a handoff area of SizeMin has for the core
-	// header. A larger area has more: CoreHeaderRange.
+	// CoreHeaderSize is the room for the core header in a handoff area of
+	// SizeMin. A larger area has more; see CoreHeaderRange.
 	CoreHeaderSize = SizeMin - CoreHeaderOff
 )
 
-// Caps. A block with each of its fields at its cap still fits CopySize.
+// Caps. A block with every field at its cap still fits into CopySize.
 const (
 	MaxCPUs        = 3072    // CPUNotes
 	MaxNoteSize    = 1 << 20 // bytes in one Note
@@ -70,7 +70,7 @@ const (
 )
 
 // CoreHeaderRange returns the part of the handoff area that is kept for the
-// ELF core header; the zero Range where the area is smaller than SizeMin.
+// ELF core header; the zero Range if the area is smaller than SizeMin.
 func CoreHeaderRange(handoff phys.Range) phys.Range {
 	if handoff.Size() < SizeMin {
 		return phys.Range{}
@@ -89,7 +89,7 @@ const (
 	Capturing State = 3 // a capture boot has been started and its dump is not saved
 	Saved     State = 4 // the dump is saved or was discarded
 	Releasing State = 5 // preserved memory is being given back; there is no dump any more
-	Disarmed  State = 6 // clean shutdown, or the administrator's wish
+	Disarmed  State = 6 // by a clean shutdown or by the administrator
 )
 
 const maxState = Disarmed
@@ -127,7 +127,7 @@ const (
 	RoleDestination Role = 4 // where boot memory is copied
 	RolePreserved   Role = 5 // kept as the crashed kernel left it
 	RoleLost        Role = 6 // RAM that firmware overwrites at a reset
-	RoleMargin      Role = 7 // RAM in front of lent memory that its driver keeps
+	RoleMargin      Role = 7 // RAM before lent memory that its driver keeps
 )
 
 var roleNames = [...]string{"none", "window", "handoff", "boot", "destination", "preserved", "lost", "margin"}
@@ -149,12 +149,13 @@ type Block struct {
 	State    State
 
 	Identity Identity
-	// MapHash is memmap.Map.Hash of the firmware's memory map, as the payload
-	// computed it. The agent copies it from the block that it found: the map
-	// that a running normal kernel shows is the one that the payload made.
+	// MapHash is memmap.Map.Hash of the firmware's memory map, computed by
+	// the payload. The agent copies it from the block that it found,
+	// because a running normal kernel shows the map that the payload made,
+	// not the firmware's.
 	MapHash [32]byte
-	// CPUNotes are the per-CPU crash notes by the kernel's CPU number; a
-	// zero Note is a CPU without.
+	// CPUNotes are the per-CPU crash notes, indexed by the kernel's CPU
+	// number; the Note of a CPU that has none is zero.
 	CPUNotes       []Note
 	VMCoreInfo     Note
 	Mapping        kernelmap.Mapping
@@ -165,13 +166,15 @@ type Block struct {
 	Plan           []PlanRange // for the agent to read; the payload computes its own
 	PayloadVersion string
 	Booted         Booted
-	// Mounting are the disks, by their names with spaces between, that the
-	// payload was about to look at: a reset came before they answered.
+	// Mounting names the disks, separated by spaces, that the payload was
+	// about to look at. If it is set after a reset, the reset came before
+	// they answered.
 	Mounting string
-	// Absent and Lost are for a capture boot whose plan isn't the crashed
-	// kernel's, until it has copied boot memory. Absent is the part of Plan's
-	// boot and preserved memory that the dump doesn't show. Lost is dumped
-	// memory of the crashed kernel that is in no dump any more.
+	// Absent and Lost are set in a capture boot whose plan differs from
+	// the crashed kernel's, until it has copied boot memory. Absent is the
+	// part of Plan's boot and preserved memory that the dump doesn't show.
+	// Lost is dumped memory of the crashed kernel that no dump can show
+	// any more.
 	Absent, Lost phys.Set
 	Unknown      []Section // of types that this version doesn't know, in order
 }
@@ -192,7 +195,7 @@ type Note struct {
 	Addr, Size uint64 // physical address; bytes, at most MaxNoteSize
 }
 
-// Policy is what the administrator asked for.
+// Policy is the administrator's choice.
 type Policy struct {
 	MaxCaptures uint32 // capture boots of one dump before the payload gives up
 	BlockSize   uint64 // memory block size in bytes
@@ -205,25 +208,25 @@ type Counters struct {
 	Attempts      uint32   // capture boots of the present dump
 	PrearmStrikes uint32   // resets in a row in which no agent ever armed
 	LastCaptures  [8]int64 // Unix seconds, newest first, 0 for none
-	// CaptureBoots are the boots of LastCaptures by their number, which is
-	// Boots of that time; 0 where it isn't known.
+	// CaptureBoots are the numbers of the boots that made LastCaptures:
+	// the value that Boots had then; 0 if not known.
 	CaptureBoots [8]uint64
 }
 
-// Kernel is what the payload booted last.
+// Kernel is the kernel that the payload booted last.
 type Kernel struct {
 	Title, Path, Initrd, Cmdline string
 }
 
-// Booted is which files the payload booted last, so that a dump goes to that
-// system and no other.
+// Booted identifies the files that the payload booted last, so that the dump
+// goes to that system and no other.
 type Booted struct {
-	FileSystem           string   // UUID of the file system that the kernel is on
-	KernelSum, InitrdSum [32]byte // SHA-256; of the initrd zero without one
+	FileSystem           string   // UUID of the file system that has the kernel
+	KernelSum, InitrdSum [32]byte // SHA-256; InitrdSum is zero if there is no initrd
 	Once                 string   // the request to boot an entry once that was granted last
 }
 
-// Capture is what the payload tells the agent about the dump.
+// Capture is what the payload tells the agent about a dump.
 type Capture struct {
 	Reason            Reason
 	Copied            bool   // boot memory is in the destination

@@ -6,9 +6,9 @@ import (
 )
 
 // Load returns the newest valid copy in handoff, a private copy of at least
-// the first CopiesSize bytes of the handoff area. The error wraps ErrEmpty
-// where neither copy was ever written; otherwise it wraps ErrNone and what is
-// wrong with each copy.
+// the first CopiesSize bytes of the handoff area. The error wraps ErrEmpty if
+// neither copy was ever written; otherwise it wraps ErrNone and what is wrong
+// with each copy.
 func Load(handoff []byte) (*Block, error) {
 	b, _, err := newest(handoff)
 	return b, err
@@ -16,16 +16,16 @@ func Load(handoff []byte) (*Block, error) {
 
 // Store encodes b as the successor of the newest copy in handoff, which is a
 // private copy as for Load, sets b.Sequence, and returns the bytes to write
-// and where in the handoff area. They replace the copy that is older or not
-// valid; the other is not touched, so however the write is torn, Load finds
-// either b or what it found before.
+// and where in the handoff area. The bytes replace the copy that is older or
+// not valid. The other copy is not touched, so if the write is torn anywhere,
+// Load finds either b or what it found before.
 func Store(b *Block, handoff []byte) (off int, data []byte, err error) {
 	last, at, err := newest(handoff)
 	next := *b
 	next.Sequence = 1
 	switch {
 	case err == nil:
-		// After the largest number comes 0: later compares across it.
+		// This may wrap to 0; later compares across the wrap.
 		next.Sequence = last.Sequence + 1
 		if at == CopyAOff {
 			off = CopyBOff
@@ -59,6 +59,6 @@ func newest(handoff []byte) (*Block, int, error) {
 	return nil, 0, fmt.Errorf("load registration: %w: copy A: %w; copy B: %w", ErrNone, errA, errB)
 }
 
-// later says whether sequence a comes after b, across the wrap: the two are
-// never more than half of the numbers apart.
+// later says whether sequence number a comes after b. It works across the
+// wrap, because the two are never more than half of the number range apart.
 func later(a, b uint64) bool { return int64(a-b) > 0 }

@@ -11,8 +11,8 @@ import (
 )
 
 // captures holds, for each machine, NAME.sysfs: comment lines, then one line
-// for each folder in /sys/firmware/memmap, "NUMBER START END TYPE"; and where
-// it was captured NAME.iomem: /proc/iomem as it is.
+// for each folder in /sys/firmware/memmap, "NUMBER START END TYPE"; and, if it
+// was captured, NAME.iomem: /proc/iomem unchanged.
 //
 //go:embed captures
 var captures embed.FS
@@ -21,11 +21,11 @@ var captures embed.FS
 type Capture struct {
 	Name  string
 	Sysfs fs.FS  // /sys/firmware/memmap
-	IOMem string // /proc/iomem; empty where it wasn't captured
+	IOMem string // /proc/iomem; empty if it wasn't captured
 }
 
-// Captures returns all captures, by name. It panics where a capture is not in
-// the form that is described above.
+// Captures returns all captures, by name. It panics if a capture is not in the
+// form that is described above.
 func Captures() []Capture {
 	files, err := fs.Glob(captures, "captures/*.sysfs")
 	if err != nil {
@@ -45,7 +45,7 @@ func Captures() []Capture {
 	return out
 }
 
-// Named returns one capture. It panics where there is none.
+// Named returns one capture. It panics if there is none.
 func Named(name string) Capture {
 	for _, c := range Captures() {
 		if c.Name == name {
@@ -55,8 +55,9 @@ func Named(name string) Capture {
 	panic(fmt.Sprintf("memmaptest: no capture %q", name))
 }
 
-// Sysfs makes a /sys/firmware/memmap of lines "NUMBER START END TYPE"; a line
-// that begins with # is left out, and so is an attribute of "-" or none.
+// Sysfs makes a /sys/firmware/memmap from lines "NUMBER START END TYPE". Lines
+// that begin with # are ignored. An attribute that is "-" or missing gets no
+// file.
 func Sysfs(text string) fs.FS {
 	fsys := fstest.MapFS{".": {Mode: fs.ModeDir | 0o555}}
 	for line := range strings.Lines(text) {

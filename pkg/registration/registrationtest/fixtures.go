@@ -22,7 +22,7 @@ func Fixtures() []Fixture {
 	return append(out, areas()...)
 }
 
-// loading are handoff areas that load.
+// loading returns handoff areas that load.
 func loading() []Fixture {
 	return []Fixture{
 		{Name: "valid", Handoff: handoff(valid(7), valid(8)), Sequence: 8},
@@ -40,17 +40,17 @@ func loading() []Fixture {
 	}
 }
 
-// splice returns n bytes of first and what follows in second.
+// splice returns the first n bytes of first, then the rest of second.
 func splice(first, second []byte, n int) []byte {
 	return slices.Concat(first[:n], second[n:])
 }
 
-// tear returns what a write of next over prev leaves that stops half way.
+// tear returns prev after a write of next over it that stopped half way.
 func tear(prev, next []byte) []byte {
 	return splice(next, prev, headerLen+int(binary.LittleEndian.Uint32(next[offLength:]))/2)
 }
 
-// headers are single copies whose header is wrong.
+// headers returns single copies whose header is wrong.
 func headers() []Fixture {
 	swapped := valid(7)
 	for off := 0; off < headerLen; off += 8 {
@@ -96,7 +96,7 @@ func headers() []Fixture {
 	}
 }
 
-// sections are single copies with a wrong section, otherwise sealed.
+// sections returns single copies with a wrong section and right checksums.
 func sections() []Fixture {
 	u16, u32, u64 := binary.LittleEndian.AppendUint16, binary.LittleEndian.AppendUint32, binary.LittleEndian.AppendUint64
 	text := func(s string) []byte { return append(u16(nil, uint16(len(s))), s...) }
@@ -150,7 +150,7 @@ func sections() []Fixture {
 	}
 }
 
-// areas are whole handoff areas in which neither copy loads.
+// areas returns whole handoff areas in which neither copy loads.
 func areas() []Fixture {
 	ones := bytes.Repeat([]byte{0xff}, Len)
 	noise := make([]byte, Len)

@@ -25,11 +25,11 @@ const Len = registration.LogOff
 type Fixture struct {
 	Name    string
 	Handoff []byte // Len bytes
-	// Err is what registration.Load's error wraps, nil where it loads.
+	// Err is what registration.Load's error wraps, nil if the area loads.
 	Err error
-	// Want is in the text of that error.
+	// Want is a part of that error's text.
 	Want string
-	// Sequence is that of the block that loads.
+	// Sequence is the sequence number of the block that loads.
 	Sequence uint64
 }
 
@@ -116,8 +116,9 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Seal makes both checksums of a copy right again, so that a change to it
-// gets past them; where the length leaves the copy, the header's only.
+// Seal makes both checksums of a copy right again after a change to it. If the
+// length in the header reaches beyond the copy, only the header's checksum is
+// made right.
 func Seal(c []byte) []byte {
 	length := binary.LittleEndian.Uint32(c[offLength:])
 	if body := c[headerLen:]; uint64(length) <= uint64(len(body)) {
@@ -127,8 +128,8 @@ func Seal(c []byte) []byte {
 	return c
 }
 
-// Copy returns one copy of b in CopySize bytes. It panics where b can't be
-// encoded, which only a mistake in a test brings about.
+// Copy returns one copy of b in CopySize bytes. It panics if b can't be
+// encoded, which is a mistake in the test.
 func Copy(b *registration.Block) []byte {
 	c, err := b.AppendBinary(make([]byte, 0, registration.CopySize))
 	if err != nil {
@@ -137,7 +138,8 @@ func Copy(b *registration.Block) []byte {
 	return c[:registration.CopySize]
 }
 
-// handoff places two copies; nil is one of zeroes.
+// handoff returns a handoff area with two copies; nil stands for a copy of
+// zeroes.
 func handoff(a, b []byte) []byte {
 	h := make([]byte, Len)
 	copy(h[registration.CopyAOff:][:registration.CopySize], a)
@@ -145,8 +147,8 @@ func handoff(a, b []byte) []byte {
 	return h
 }
 
-// valid returns a copy that differs from that of another sequence number near
-// its end too, as two registrations do.
+// valid returns a valid copy. Copies of different sequence numbers differ near
+// their ends too, as two real registrations do.
 func valid(sequence uint64) []byte {
 	b := Block()
 	b.Sequence = sequence
@@ -161,7 +163,7 @@ func section(typ uint32, data []byte) []byte {
 	return append(s, data...)
 }
 
-// raw returns a sealed copy of these sections.
+// raw returns a sealed copy that consists of these sections.
 func raw(sections ...[]byte) []byte {
 	c := Copy(&registration.Block{Sequence: 7, State: registration.Armed})
 	body := bytes.Join(sections, nil)

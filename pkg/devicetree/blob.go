@@ -14,7 +14,7 @@ import (
 const (
 	magic      = 0xd00dfeed
 	version    = 17
-	compatible = 16 // the oldest version whose readers understand ours
+	compatible = 16 // the oldest version whose readers understand what we write
 
 	offTotalSize   = 0x04
 	offStructure   = 0x08
@@ -36,8 +36,8 @@ const (
 
 var errCut = errors.New("ends early")
 
-// Parse reads a blob, which may have bytes behind its end. The tree's values
-// lie in b: change neither's bytes.
+// Parse reads a blob; bytes after its end are ignored. The tree's values are
+// slices of b, so the caller must not change the bytes of b or of the values.
 func Parse(b []byte) (*Tree, error) {
 	t, err := parse(b)
 	if err != nil {
@@ -119,14 +119,14 @@ func (t *Tree) parseReservations(b []byte, start uint32) (block phys.Range, err 
 type parser struct {
 	b       []byte
 	off     int // of the next token
-	at      int // of the present one, for messages
+	at      int // of the present token, for messages
 	strings []byte
 	names   map[uint32]string // by offset in strings
 }
 
 func (p *parser) nodes(t *Tree) error {
 	p.names = map[uint32]string{}
-	var path []*Node // from the root to the node of which the end has not been read
+	var path []*Node // from the root to the innermost node whose end has not been read yet
 	nodes, properties := 0, 0
 	for {
 		token, err := p.token()
@@ -202,7 +202,7 @@ func (p *parser) u32() (uint32, error) {
 	return v, nil
 }
 
-// skip moves behind n bytes and to the next multiple of 4.
+// skip moves n bytes ahead and up to the next multiple of 4.
 func (p *parser) skip(n int) { p.off = min(p.off+(n+3)&^3, len(p.b)) }
 
 func (p *parser) nodeName(root bool) (string, error) {
@@ -260,8 +260,8 @@ func (p *parser) propertyName(at uint32) (string, error) {
 	return name, nil
 }
 
-// Append appends t as a blob to dst. What Parse would refuse is an error;
-// nodes that contain themselves are too deep.
+// Append appends t as a blob to dst. A tree that Parse would refuse is an
+// error. So is a node that contains itself: it exceeds MaxDepth.
 func (t *Tree) Append(dst []byte) ([]byte, error) {
 	b, err := t.blob()
 	if err != nil {

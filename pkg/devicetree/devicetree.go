@@ -10,15 +10,15 @@
 //	0x0c u32 strings offset     0x20 u32 size of the strings
 //	0x10 u32 reservations offs. 0x24 u32 size of the structure
 //
-// all big endian, with a list of reserved memory, the nodes, and the
-// properties' names behind it. Invariants:
+// all big endian. After the header come a list of reserved memory, the nodes,
+// and the properties' names. Invariants:
 //
-//   - Append writes the same bytes for equal trees, and Parse reads an equal
-//     tree in them.
+//   - Append writes the same bytes for equal trees, and Parse of these bytes
+//     returns an equal tree.
 //   - Sizes, depth and counts are capped by the constants below; blocks of a
 //     blob that overlap are errors.
-//   - Of names that occur twice in a node, which dtc refuses and kernels boot
-//     with, the first counts, as in libfdt. All of them are written again.
+//   - If a name occurs twice in a node, which dtc refuses and kernels accept,
+//     the first one counts, as in libfdt. Append writes all of them.
 package devicetree
 
 import (
@@ -37,7 +37,7 @@ const (
 	// MaxSize is the largest blob that an arm64 kernel takes, in bytes
 	// (Documentation/arch/arm64/booting.rst, v6.12).
 	MaxSize = 2 << 20
-	// MaxDepth is how many nodes may lie in each other, the root included
+	// MaxDepth is how deep nodes may be nested, the root included
 	// (FDT_MAX_DEPTH in drivers/of/fdt.c, v6.12).
 	MaxDepth = 64
 	// MaxNodes and MaxProperties bound a whole tree. Trees of large servers
@@ -73,8 +73,8 @@ type Property struct {
 	Value []byte
 }
 
-// Find returns the node at path, such as "/chosen", with full names; nil if
-// there is none.
+// Find returns the node at path, such as "/chosen", in which names include
+// their unit addresses; nil if there is none.
 func (t *Tree) Find(path string) *Node {
 	n := t.Root
 	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
@@ -86,8 +86,9 @@ func (t *Tree) Find(path string) *Node {
 	return n
 }
 
-// Clone returns a copy of t that can be edited alone. Values are shared:
-// editing replaces them.
+// Clone returns a copy of t; editing one doesn't change the other. They share
+// the bytes of values, because an edit replaces a value and never changes its
+// bytes.
 func (t *Tree) Clone() *Tree {
 	c := *t
 	c.Reservations = slices.Clone(t.Reservations)
@@ -128,7 +129,7 @@ func (n *Node) phandle(id uint32, depth int) *Node {
 	return nil
 }
 
-// Child returns the child of that full name, nil for none.
+// Child returns the child of that full name, nil if there is none.
 func (n *Node) Child(name string) *Node {
 	for _, c := range n.Children {
 		if c.Name == name {
@@ -138,8 +139,7 @@ func (n *Node) Child(name string) *Node {
 	return nil
 }
 
-// Add appends a node of this name to n's children and returns it; one that
-// is there already is returned as it is.
+// Add returns the child of n with this name. It appends one if there is none.
 func (n *Node) Add(name string) *Node {
 	if c := n.Child(name); c != nil {
 		return c
@@ -149,7 +149,7 @@ func (n *Node) Add(name string) *Node {
 	return c
 }
 
-// Remove takes the children out of n for which f is true.
+// Remove removes those children of n for which f returns true.
 func (n *Node) Remove(f func(*Node) bool) {
 	n.Children = slices.DeleteFunc(n.Children, f)
 }
@@ -160,7 +160,7 @@ func (n *Node) BaseName() string {
 	return name
 }
 
-// Property returns a property's value; ok is false without it.
+// Property returns a property's value; ok is false if n has no such property.
 func (n *Node) Property(name string) (value []byte, ok bool) {
 	for _, p := range n.Properties {
 		if p.Name == name {
@@ -170,7 +170,7 @@ func (n *Node) Property(name string) (value []byte, ok bool) {
 	return nil, false
 }
 
-// Set gives n a property, in the place of one of that name.
+// Set sets a property of n, replacing one of that name.
 func (n *Node) Set(name string, value []byte) {
 	for i := range n.Properties {
 		if n.Properties[i].Name == name {
@@ -181,7 +181,7 @@ func (n *Node) Set(name string, value []byte) {
 	n.Properties = append(n.Properties, Property{name, value})
 }
 
-// SetString gives n a property of text; several strings make a list.
+// SetString sets a property of n to a string, or to a list of strings.
 func (n *Node) SetString(name string, text ...string) {
 	var b []byte
 	for _, s := range text {
@@ -190,22 +190,22 @@ func (n *Node) SetString(name string, text ...string) {
 	n.Set(name, b)
 }
 
-// SetUint32 gives n a property of one cell.
+// SetUint32 sets a property of n to one cell.
 func (n *Node) SetUint32(name string, v uint32) {
 	n.Set(name, binary.BigEndian.AppendUint32(nil, v))
 }
 
-// SetUint64 gives n a property of two cells.
+// SetUint64 sets a property of n to two cells.
 func (n *Node) SetUint64(name string, v uint64) {
 	n.Set(name, binary.BigEndian.AppendUint64(nil, v))
 }
 
-// Delete takes properties out of n, as far as it has them.
+// Delete removes those of the properties that n has.
 func (n *Node) Delete(names ...string) {
 	n.Properties = slices.DeleteFunc(n.Properties, func(p Property) bool { return slices.Contains(names, p.Name) })
 }
 
-// Strings returns a property as the strings that it lists; nil where it is
+// Strings returns a property as the strings that it lists; nil if it is
 // missing or doesn't end with NUL.
 func (n *Node) Strings(name string) []string {
 	v, ok := n.Property(name)
@@ -215,8 +215,8 @@ func (n *Node) Strings(name string) []string {
 	return strings.Split(string(v[:len(v)-1]), "\x00")
 }
 
-// Uint32 returns a property of one cell; ok is false where it is missing or
-// of another length.
+// Uint32 returns a property of one cell; ok is false if it is missing or of
+// another length.
 func (n *Node) Uint32(name string) (v uint32, ok bool) {
 	b, _ := n.Property(name)
 	if len(b) != 4 {
@@ -226,7 +226,7 @@ func (n *Node) Uint32(name string) (v uint32, ok bool) {
 }
 
 // Uint64 returns a property of one cell or two, as the kernel reads
-// linux,initrd-start; ok is false where it is missing or of another length.
+// linux,initrd-start; ok is false if it is missing or of another length.
 func (n *Node) Uint64(name string) (v uint64, ok bool) {
 	b, _ := n.Property(name)
 	switch len(b) {
@@ -256,9 +256,9 @@ type Cells struct {
 	Address, Size int
 }
 
-// Cells returns what n says for its children: 2 and 1 where it says nothing
-// (section 2.3.5). Numbers of more than 64 bits, and sizes of no cell, are an
-// error: memory has neither.
+// Cells returns the cell sizes that n sets for its children: 2 and 1 if it
+// sets none (section 2.3.5). Numbers of more than 64 bits, and sizes of no
+// cell, are an error: memory has neither.
 func (n *Node) Cells() (Cells, error) {
 	c := Cells{2, 1}
 	for _, f := range []struct {
@@ -277,9 +277,9 @@ func (n *Node) Cells() (Cells, error) {
 	return c, nil
 }
 
-// MemoryCells are those of the root, in which memory is described. Without the
-// properties the specification says 2 and 1, the kernel 1 and 1
-// (early_init_dt_scan_root in drivers/of/fdt.c, v6.12).
+// MemoryCells returns the cell sizes of the root, which the memory nodes use.
+// If the root doesn't set them, the specification says 2 and 1, the kernel 1
+// and 1 (early_init_dt_scan_root in drivers/of/fdt.c, v6.12).
 func (t *Tree) MemoryCells() (Cells, error) {
 	if t.Root == nil {
 		return Cells{}, errors.New("no root")
@@ -318,7 +318,7 @@ func number(b []byte, cells int) uint64 {
 	return binary.BigEndian.Uint64(b)
 }
 
-// Value returns ranges as pairs of address and size. One that doesn't fit
+// Value returns ranges as pairs of address and size. A range that doesn't fit
 // into the cells is an error.
 func (c Cells) Value(ranges ...phys.Range) ([]byte, error) {
 	var out []byte
@@ -340,8 +340,8 @@ func (c Cells) Value(ranges ...phys.Range) ([]byte, error) {
 	return out, nil
 }
 
-// Reg returns the ranges of n's reg property; none where it has no such
-// property. cells are its parent's.
+// Reg returns the ranges of n's reg property; none if it has no such property.
+// cells are those of n's parent.
 func (n *Node) Reg(cells Cells) ([]phys.Range, error) {
 	v, ok := n.Property("reg")
 	if !ok {
@@ -354,7 +354,7 @@ func (n *Node) Reg(cells Cells) ([]phys.Range, error) {
 	return ranges, nil
 }
 
-// errName is a name that can't be one.
+// errName says that a name is not valid.
 var errName = errors.New("not 1 to 255 printable ASCII characters")
 
 // checkName refuses names that would not survive a round trip or a console.

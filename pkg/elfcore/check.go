@@ -12,20 +12,20 @@ import (
 // header: the direct map and the kernel's text.
 const maxMappings = 2
 
-// Check says whether h describes a dump that can be read from memory, the
-// ranges that hold the crashed kernel's bytes now. It knows nothing of how h
-// was planned, so that it can judge any planner:
+// Check returns an error unless h describes a dump that can be read from
+// memory, the ranges that hold the crashed kernel's bytes now. It does not
+// depend on how h was planned, so it can check any planner:
 //
 //   - all loads are whole pages: fs/proc/vmcore.c rounds outwards and would
-//     show bytes that nobody meant to show;
+//     show bytes that are not meant to be in the dump;
 //   - every byte that h makes a reader read lies in memory;
-//   - one physical address has one place: loads whose Phys overlap read the
-//     same bytes, and no byte is given out as two physical addresses;
-//   - physical memory is given twice only under two virtual addresses, which
-//     is the kernel's text beside the direct map;
-//   - no virtual address has two meanings;
-//   - a note lies where the load that holds its physical address lies, so
-//     that a note in boot memory is read from the destination;
+//   - a physical address has one place: loads whose Phys overlap read the same
+//     bytes, and no byte appears under two physical addresses;
+//   - physical memory appears twice only under two virtual addresses: the
+//     kernel's text, which is in the direct map too;
+//   - a virtual address occurs once;
+//   - a note is moved as the load that holds its physical address, so that a
+//     note in boot memory is read from the destination;
 //   - notes are disjoint: no CPU's registers are counted twice.
 //
 // The error names the first fault found.
@@ -100,7 +100,7 @@ func (x index) contains(r phys.Range) bool {
 	return i >= 0 && x[i].Contains(r)
 }
 
-// span is one segment seen along one axis (Virt, Phys or Offset).
+// span is the range of one segment on one axis (Virt, Phys or Offset).
 type span struct {
 	phys.Range
 	shift uint64 // Offset-Phys: spans that share an address must agree on it
@@ -164,8 +164,8 @@ func checkDisjoint(axis string, spans []span) error {
 
 // checkShifts reports the first two spans that share an address but don't
 // agree on the distance from physical address to present place. It is enough
-// to remember the span that reaches furthest: what overlaps an earlier one
-// overlaps that one too.
+// to remember the span that reaches furthest: a span that overlaps an earlier
+// one overlaps that one too.
 func checkShifts(axis string, spans []span) error {
 	spans = slices.Clone(spans)
 	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.Start, b.Start) })

@@ -2,21 +2,21 @@
 // kernel what the crashed kernel's memory holds and where each byte lies now.
 //
 // The layout is the one that both readers insist on: a 64-byte ELF64 header,
-// little-endian, and program headers of 56 bytes directly behind it, at
-// offset 64. parse_crash_elf64_headers() in fs/proc/vmcore.c (v6.1 to v6.12)
-// never looks at e_phoff and takes e_phnum literally; makedumpfile takes
-// offset 64 for granted too. There is no section header and no extended
-// numbering (PN_XNUM).
+// little-endian, and program headers of 56 bytes directly after it, at offset
+// 64. parse_crash_elf64_headers() in fs/proc/vmcore.c (v6.1 to v6.12) never
+// looks at e_phoff and takes e_phnum literally; makedumpfile takes offset 64
+// for granted too. There is no section header and no extended numbering
+// (PN_XNUM).
 //
 //	offset  size  what
 //	0       64    Elf64_Ehdr: ET_CORE, e_phoff 64, e_phnum n
 //	64      56    Elf64_Phdr of note 0 (PT_NOTE), then of the other notes
 //	...     56    Elf64_Phdr of load 0 (PT_LOAD), then of the other loads
 //
-// Invariants: p_paddr is the address that the crashed kernel knew, p_offset
-// is the address where the capture kernel finds the bytes. They differ for
-// boot memory that was copied to the destination. Parse and AppendBinary
-// check the form only; Check says whether a header makes sense for a memory.
+// Invariants: p_paddr is the address that the crashed kernel knew, p_offset is
+// the address where the capture kernel finds the bytes. They differ for boot
+// memory that was copied to the destination. Parse and AppendBinary check the
+// form only; Check says whether a header fits the memory that it describes.
 package elfcore
 
 import (
@@ -40,8 +40,8 @@ const (
 	// for more than a few MiB and takes /proc/vmcore with it. The largest real
 	// one is VMCOREINFO with 64 KiB pages.
 	MaxNoteSize = 1 << 20
-	// MaxNotes caps one note segment that is read: /proc/vmcore has the notes
-	// of all CPUs in one, some 400 bytes each.
+	// MaxNotes caps one note segment that is read: /proc/vmcore has the
+	// notes of all CPUs in one segment, some 400 bytes for each CPU.
 	MaxNotes = 64 << 20
 )
 
@@ -82,7 +82,7 @@ type Header struct {
 	Loads   []Load
 }
 
-// FormatError says where bytes are not what the format asks for.
+// FormatError says where the input doesn't follow the format.
 type FormatError struct {
 	Off     int64  // offset of the field in the input, in bytes
 	Field   string // the field's name in the ELF specification
@@ -98,8 +98,8 @@ func (h Header) BinarySize() int {
 	return EhdrSize + PhdrSize*(len(h.Notes)+len(h.Loads))
 }
 
-// AppendBinary appends h in the layout of the package comment. It refuses
-// what no reader takes: no program header, more than MaxPhdrs, an empty or
+// AppendBinary appends h in the layout of the package comment. It refuses what
+// no reader accepts: no program header, more than MaxPhdrs, an empty or
 // wrapping segment, a note above MaxNoteSize. On error it returns nil. See
 // AppendWithNotes for a header that may have no notes.
 func (h Header) AppendBinary(b []byte) ([]byte, error) {
@@ -146,10 +146,10 @@ func (h Header) AppendBinary(b []byte) ([]byte, error) {
 	return b, nil
 }
 
-// AppendWithNotes appends h with one PT_NOTE more, and the notes in it, at
-// least one, behind the program headers. At is the physical address where the
-// first byte that is appended will lie, a multiple of 4; errors are those of
-// AppendBinary and AppendNote.
+// AppendWithNotes appends h with one more PT_NOTE, whose notes, at least one,
+// follow the program headers. at is the physical address that the first
+// appended byte will have, a multiple of 4. Errors are those of AppendBinary
+// and AppendNote.
 //
 // A header should always have a note that is known not to be empty: without a
 // PT_NOTE, or with none but empty ones, the kernel allocates 0 bytes for
@@ -213,8 +213,8 @@ func Read(r io.ReaderAt) (Header, error) {
 	return Parse(b)
 }
 
-// Parse reads a header from the start of b; what lies behind the program
-// headers is ignored. A *FormatError says which field is wrong.
+// Parse reads a header from the start of b; what follows the program headers
+// is ignored. A *FormatError says which field is wrong.
 func Parse(b []byte) (Header, error) {
 	n, err := parseEhdr(b)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// Notes' names and types that a dump holds.
+// Names and types of the notes in a dump.
 const (
 	NameCore       = "CORE"
 	NameVMCoreInfo = "VMCOREINFO"
@@ -105,11 +105,11 @@ func ParseNotes(b []byte) ([]ELFNote, error) {
 	return notes, nil
 }
 
-// ErrMachine: the registers of this machine are not known to this package.
+// ErrMachine says that this package doesn't know the registers of a machine.
 var ErrMachine = errors.New("machine is neither x86-64 nor arm64")
 
-// PRStatus is what a CPU's NT_PRSTATUS note says, as far as it is shown to
-// people; crash(8) reads the rest from the dump.
+// PRStatus has the fields of a CPU's NT_PRSTATUS note that are shown to
+// people; crash(8) reads the others from the dump.
 type PRStatus struct {
 	PID uint32 // of the task that ran on the CPU, 0 for an idle CPU
 	PC  uint64 // rip, pc
@@ -122,7 +122,7 @@ type prstatusLayout struct {
 	size, pid, pc, sp int
 }
 
-// prstatusLayouts has all machines, by e_machine.
+// prstatusLayouts has the layouts of all known machines, by e_machine.
 var prstatusLayouts = map[uint16]prstatusLayout{
 	MachineAMD64: prstatusAMD64,
 	MachineARM64: prstatusARM64,

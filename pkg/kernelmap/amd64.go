@@ -21,9 +21,10 @@ const (
 // arch/x86/include/asm/page_64_types.h in v6.12).
 const (
 	startKernelMap = 0xffffffff80000000 // __START_KERNEL_map
-	// __PAGE_OFFSET_BASE_L4 and _L5: the lowest address at which the direct
-	// map can begin. The slot below is the LDT remap of page table isolation,
-	// 16 slots more are a hypervisor's.
+	// __PAGE_OFFSET_BASE_L4 and _L5: the lowest address at which the
+	// direct map can begin. The slot below it is the LDT remap of page
+	// table isolation, and the 16 slots below that are reserved for a
+	// hypervisor.
 	directBase4 = 0xffff888000000000
 	directBase5 = 0xff11000000000000
 	// directEnd is where the direct map, vmalloc and vmemmap must end
@@ -55,24 +56,26 @@ var amd64 = arch{
 		if info.Numbers["pgtable_l5_enabled"] != 0 {
 			levels = 5
 		}
-		// With memory encryption the C-bit of an entry is no address bit
-		// (arch/x86/kernel/vmcore_info_64.c exports sme_me_mask for this).
+		// With memory encryption the C-bit of an entry is not an
+		// address bit (arch/x86/kernel/vmcore_info_64.c exports
+		// sme_me_mask for this).
 		return newAMD64(r, root, levels, uint64(info.Numbers["sme_mask"]))
 	},
 	directBase:   amd64DirectBase,
 	physBase:     "phys_base",
 	defaultBase:  directBase4,
-	defaultAlign: 1 << 63, // from physical 0 on
+	defaultAlign: 1 << 63, // rounds every start of RAM down to 0
 }
 
 // amd64Format is the format of x86-64 page tables.
 type amd64Format struct {
-	mask uint64 // the bits of an entry that are an address
+	mask uint64 // the bits of an entry that hold an address
 }
 
-// newAMD64 returns the x86-64 page tables whose top level lies at the physical
-// address root, page aligned. Levels is 4 or 5; encrypt is the bit of an entry
-// that is no address with memory encryption, else 0.
+// newAMD64 returns the x86-64 page tables whose top level is at the physical
+// address root, page aligned. levels is 4 or 5. encrypt is the bit of an entry
+// that marks encrypted memory and is not part of the address; 0 without memory
+// encryption.
 func newAMD64(r vmcoreinfo.Reader, root uint64, levels int, encrypt uint64) (*PageTables, error) {
 	if levels != 4 && levels != 5 {
 		return nil, fmt.Errorf("page tables at %#x: %d levels, want 4 or 5", root, levels)
@@ -110,10 +113,10 @@ func (x amd64Format) decode(entry uint64, level int) (addr uint64, leaf, ok bool
 	return addr, true, true
 }
 
-// amd64DirectBase finds the direct map. Its base is nowhere in the text (v6.1
-// doesn't even print VMALLOC_START): it is the first mapping in the kernel's
-// half, because KASLR keeps the order direct map, vmalloc, vmemmap
-// (kaslr_regions in arch/x86/mm/kaslr.c).
+// amd64DirectBase finds the direct map. The text doesn't say where it is (v6.1
+// doesn't even print VMALLOC_START), but it is the first mapping in the
+// kernel's half of the addresses, because KASLR keeps the order direct map,
+// vmalloc, vmemmap (kaslr_regions in arch/x86/mm/kaslr.c).
 func amd64DirectBase(k *kernel) (uint64, error) {
 	start := uint64(directBase4)
 	if k.tables.levels == 5 {

@@ -12,33 +12,35 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
-// arch is what is particular to the kernels of one architecture.
+// arch describes how the kernels of one architecture map their memory.
 type arch struct {
 	name    string // as GOARCH has it
 	machine uint16 // in ELF headers
 
-	// mark is the NUMBER that VMCOREINFO has on this architecture and on none
-	// of the others.
+	// mark is a NUMBER that VMCOREINFO has on this architecture only.
 	mark string
 
-	// imageOffset is what to add to a virtual address of the kernel's image
-	// for the physical one; it wraps.
+	// imageOffset is added to a virtual address in the kernel's image to
+	// get the physical one; the sum may wrap.
 	imageOffset func(*vmcoreinfo.Info) uint64
-	// image is from where on an image whose text is at text can lie, and the
-	// most bytes that it takes.
+	// image returns the lowest virtual address at which a kernel image can
+	// begin whose text is at text, and the most bytes that the image takes
+	// from there.
 	image func(info *vmcoreinfo.Info, text uint64) (base, size uint64, err error)
-	// tables are the page tables with the top level at the physical address
-	// root.
+	// tables returns the page tables with the top level at the physical
+	// address root.
 	tables func(r vmcoreinfo.Reader, info *vmcoreinfo.Info, root uint64) (*PageTables, error)
-	// directBase is the virtual address of physical 0 in the direct map.
+	// directBase returns the virtual address of physical 0 in the direct
+	// map.
 	directBase func(*kernel) (uint64, error)
-	// textBase is the same by what the text says alone; nil where it doesn't.
+	// textBase returns the same from the text alone; it is nil if the text
+	// doesn't say it.
 	textBase func(*vmcoreinfo.Info) (uint64, error)
 
-	physBase string // the NUMBER that goes into the header of a kdump file
+	physBase string // name of the NUMBER that goes into the header of a kdump file
 
-	// defaultBase is where a kernel without KASLR maps physical 0 if RAM
-	// begins there; else the start of RAM, rounded down to defaultAlign.
+	// defaultBase is the virtual address to which a kernel without KASLR
+	// maps the start of RAM, rounded down to defaultAlign.
 	defaultBase, defaultAlign uint64
 }
 
@@ -77,8 +79,9 @@ func DefaultDirectBase(machine uint16, start uint64) (uint64, error) {
 	return 0, fmt.Errorf("direct map: ELF machine %d is of no known architecture", machine)
 }
 
-// FromText is what VMCOREINFO says of the mapping by itself, for memory whose
-// page tables can't be read: DirectBase, on architectures whose text tells.
+// FromText returns what VMCOREINFO alone says about the mapping, for memory
+// whose page tables can't be read: DirectBase, on architectures whose
+// VMCOREINFO has it.
 func FromText(info *vmcoreinfo.Info) (Mapping, error) {
 	a, err := archOf(info)
 	if err != nil {
@@ -103,9 +106,10 @@ func Symbol(info *vmcoreinfo.Info, virt uint64) (uint64, error) {
 	return virt + a.imageOffset(info), nil
 }
 
-// PhysBase returns what the header of a kdump file has as the physical address
-// of the kernel's text mapping: phys_base on x86-64 (negative, as a large
-// number, where the kernel runs below its link address), PHYS_OFFSET on arm64.
+// PhysBase returns the value that the header of a kdump file has for the
+// physical address of the kernel's text mapping: phys_base on x86-64
+// (negative, as a large number, where the kernel runs below its link address),
+// PHYS_OFFSET on arm64.
 func PhysBase(info *vmcoreinfo.Info) (uint64, error) {
 	a, err := archOf(info)
 	if err != nil {

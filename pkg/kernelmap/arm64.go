@@ -16,8 +16,8 @@ const (
 	armTable = 1 << 1 // a table, or a page at the last level
 )
 
-// arm64 is arm64. What its text says is in arch/arm64/kernel/vmcore_info.c
-// (v6.12).
+// arm64 is arm64. arch/arm64/kernel/vmcore_info.c (v6.12) writes what is
+// particular to its VMCOREINFO.
 var arm64 = arch{
 	name:    "arm64",
 	machine: elfcore.MachineARM64,
@@ -73,9 +73,9 @@ func arm64Bits(info *vmcoreinfo.Info) (int64, error) {
 	return bits, nil
 }
 
-// arm64DirectBase is what the text says: the linear map begins at PAGE_OFFSET,
-// the lowest address of the kernel's half, with PHYS_OFFSET
-// (arch/arm64/include/asm/memory.h, v5.4 to v6.12).
+// arm64DirectBase computes the base from the text: the linear map begins at
+// PAGE_OFFSET, the lowest address of the kernel's half, and its first physical
+// address is PHYS_OFFSET (arch/arm64/include/asm/memory.h, v5.4 to v6.12).
 func arm64DirectBase(info *vmcoreinfo.Info) (uint64, error) {
 	bits, err := arm64Bits(info)
 	if err != nil {
@@ -96,11 +96,11 @@ type arm64Format struct {
 //
 // PageSize is the granule in bytes: 4, 16 or 64 KiB. vaBits is how many
 // address bits the tables resolve, 64 - TCR_EL1.T1SZ; but with 64 KiB pages it
-// is the kernel's VA_BITS, because a kernel for 52 bits then keeps its top
-// table on a processor with 48 and points TTBR1 into the middle of it. 52 bits
-// with smaller pages mean the descriptors of FEAT_LPA2: Linux turns on one
-// with the other (map_kernel.c in v6.12, "arm64: Enable LPA2 at boot if
-// supported by the system").
+// is the kernel's VA_BITS, because a kernel for 52 bits then keeps its full
+// top table on a processor with 48 bits and points TTBR1 into the middle of
+// it. 52 bits with smaller pages mean the descriptors of FEAT_LPA2: Linux
+// turns on one with the other (map_kernel.c in v6.12, "arm64: Enable LPA2 at
+// boot if supported by the system").
 func newARM64(r vmcoreinfo.Reader, root, pageSize uint64, vaBits int) (*PageTables, error) {
 	t := &PageTables{r: r, root: root, bits: uint(vaBits), cache: map[uint64][]uint64{}}
 	switch pageSize {
@@ -142,14 +142,15 @@ func (a arm64Format) decode(entry uint64, level int) (addr uint64, leaf, ok bool
 		addr = entry & (1<<48 - low)
 	}
 	if level == 1 {
-		// Without the bit it is reserved.
+		// An entry without the bit is reserved.
 		return addr, true, entry&armTable != 0
 	}
 	if entry&armTable != 0 {
 		return addr, false, true
 	}
-	// A block: 2 MiB or 1 GiB, 32 MiB, 512 MiB. The larger ones of LPA and
-	// LPA2 no Linux maps its memory with (pud_sect_supported in v6.12).
+	// A block: 2 MiB or 1 GiB, 32 MiB, 512 MiB. No Linux maps its memory
+	// with the larger blocks of LPA and LPA2 (pud_sect_supported in
+	// v6.12).
 	size := uint64(1) << (a.page + (a.page-3)*uint(level-1))
 	if level > 3 || level == 3 && a.page != 12 || addr%size != 0 {
 		return 0, false, false

@@ -2,15 +2,15 @@
 // direct map, the kernel's image, and page tables in the memory of a crashed
 // kernel.
 //
-// It learns that from a kernel's VMCOREINFO and page tables (Read), from the
-// text alone (FromText, Symbol), or from the program headers of /proc/kcore
+// The sources are a kernel's VMCOREINFO and page tables (Read), the text of
+// VMCOREINFO alone (FromText, Symbol), or the program headers of /proc/kcore
 // (FromCore). What depends on the architecture is data: amd64.go and arm64.go
-// have an arch each, and a further one is a file beside them and a line in
-// arches. A kernel of any other architecture is refused by name.
+// each define an arch. A further architecture is another such file and a line
+// in arches. A kernel of any other architecture is refused.
 //
 // Invariants: everything here reads memory that a crashed or hostile system
-// wrote. Every walk is bounded, and page tables are believed only where they
-// agree with themselves and with the text.
+// wrote. Every walk is bounded, and page tables are trusted only if they agree
+// with themselves and with the text.
 package kernelmap
 
 import (
@@ -23,17 +23,16 @@ import (
 )
 
 // maxKernelImage is the most that a kernel's image takes, in bytes: x86-64's
-// largest KERNEL_IMAGE_SIZE, behind which modules lie. arm64 sets no bound of
-// its own below 2 GiB.
+// largest KERNEL_IMAGE_SIZE; modules follow it. arm64 sets no bound of its own
+// below 2 GiB.
 const maxKernelImage = phys.GiB
 
 // Mapping is where a kernel mapped its memory, for p_vaddr of a dump. Unit:
-// bytes. The zero value is a mapping that isn't
-// known.
+// bytes. The zero value means that the mapping isn't known.
 type Mapping struct {
-	// DirectBase is the virtual address of physical 0 in the direct map, as
-	// if that began there: on arm64, whose linear map begins with the first
-	// RAM, it wraps.
+	// DirectBase is the virtual address of physical 0 in the direct map,
+	// as if the map began with physical 0. On arm64, whose linear map
+	// begins with the first RAM, it may wrap.
 	DirectBase uint64
 	TextVirt   uint64 // virtual address of the kernel's image
 	TextPhys   uint64 // physical address of the same
@@ -41,17 +40,16 @@ type Mapping struct {
 }
 
 // ErrStale: the page tables that VMCOREINFO names are not those of the kernel
-// that wrote it. It is what an earlier boot left and a later one overwrote in
-// part, or a forgery. What an earlier boot left whole can't be told from the
-// crashed kernel's own; see vmcoreinfo.Find.
+// that wrote it. The VMCOREINFO was left by an earlier boot whose memory a
+// later one overwrote in part, or it is forged. What an earlier boot left
+// intact can't be told from the crashed kernel's own; see vmcoreinfo.Find.
 var ErrStale = errors.New("page tables don't belong to this VMCOREINFO")
 
 // Read derives the mapping of a kernel from its VMCOREINFO and its page
-// tables. Which architecture it is, the text says itself. Three things must
-// agree, or the error is ErrStale: the top table maps its own address to
-// itself, it maps the text where the text says, and the release in
-// init_uts_ns is the one in the text. The direct map must map the top table
-// and the text too.
+// tables. The text says which architecture it is. The error is ErrStale unless
+// three things hold: the top table maps its own address to itself, it maps the
+// text where the text says, and the release in init_uts_ns is the one in the
+// text. The direct map must map the top table and the text too.
 func Read(r vmcoreinfo.Reader, info *vmcoreinfo.Info) (Mapping, error) {
 	m, err := read(r, info)
 	if err != nil {
@@ -142,11 +140,11 @@ func (k *kernel) maps(virt, want uint64) (bool, error) {
 	return ok && got == want, err
 }
 
-// utsRelease is the offset of release in struct new_utsname: behind sysname
-// and nodename, 65 bytes each (include/uapi/linux/utsname.h).
+// utsRelease is the offset of release in struct new_utsname: after sysname and
+// nodename, 65 bytes each (include/uapi/linux/utsname.h).
 const utsRelease = 2 * 65
 
-// checkLive says ErrStale unless memory still agrees with the text.
+// checkLive returns ErrStale unless memory still agrees with the text.
 func (k *kernel) checkLive() error {
 	for _, virt := range []uint64{k.root, k.text} {
 		ok, err := k.maps(virt, k.symbolPhys(virt))
@@ -174,9 +172,9 @@ func (k *kernel) checkLive() error {
 
 // textSize returns the number of bytes from _stext to the end of the image:
 // the last page before the modules that is mapped where the image is. Holes
-// are skipped: with page table isolation, init sections are unmapped once
-// they are freed (free_kernel_image_pages in arch/x86/mm/init.c), and .bss
-// lies behind them.
+// are skipped: with page table isolation, init sections are unmapped once they
+// are freed (free_kernel_image_pages in arch/x86/mm/init.c), and .bss comes
+// after them.
 func (k *kernel) textSize() (uint64, error) {
 	end, limit := k.text, k.imageBase+k.imageSize
 	err := k.tables.walk(k.text, limit-1, func(l leaf) bool {

@@ -31,11 +31,11 @@ type PageTables struct {
 	cache  map[uint64][]uint64
 }
 
-// format is how a processor's tables are written.
+// format is the format of a processor's tables.
 type format interface {
-	// decode reads one entry of a table of the level, 1 being the last: the
-	// address of a page if leaf, else of the next table. ok is false for an
-	// entry that maps nothing, or that no processor would take.
+	// decode reads one entry of a table of the level; 1 is the last level.
+	// addr is the address of a page if leaf, else of the next table. ok is
+	// false for an entry that maps nothing or is not valid.
 	decode(entry uint64, level int) (addr uint64, leaf, ok bool)
 	// lower says whether the tables map the lower half of the addresses too.
 	lower() bool
@@ -114,10 +114,10 @@ type leaf struct {
 	virt, phys, size uint64
 }
 
-// walk calls yield for the pages of the upper half that begin at or behind
-// start, and the one that holds start, up to last inclusive, in the order of
-// virtual addresses, until yield returns false. Tables that can't be read are
-// skipped. It fails after maxWalked bytes of them.
+// walk calls yield for the pages of the upper half from the one that holds
+// start up to the one that holds last, in the order of virtual addresses,
+// until yield returns false. Tables that can't be read are skipped. It fails
+// after maxWalked bytes of them.
 func (t *PageTables) walk(start, last uint64, yield func(leaf) bool) error {
 	w := walker{t: t, start: start, last: last, yield: yield}
 	w.table(t.root, t.levels, t.base())
@@ -146,8 +146,9 @@ func (w *walker) table(addr uint64, level int, base uint64) bool {
 	size := uint64(1) << w.t.shift(level)
 	for i, entry := range table {
 		virt := base + uint64(i)*size
-		// A top table that maps both halves has the upper one, whose
-		// addresses are sign-extended, in its second half.
+		// In a top table that maps both halves, the second half of the
+		// entries maps the upper half, whose addresses are
+		// sign-extended.
 		if level == w.t.levels && w.t.format.lower() && i < len(table)/2 {
 			continue
 		}

@@ -17,12 +17,13 @@ const fourGiB = 4 * phys.GiB
 // trampolineSize bounds the trampoline with its page tables.
 const trampolineSize = 64 * phys.KiB
 
-// AMD64 places a bzImage for the 64-bit boot protocol
+// AMD64 places a bzImage, by the 64-bit boot protocol
 // (Documentation/arch/x86/boot.rst, v6.12).
 //
-// The kernel goes below 4 GiB, to its preferred address if that is allowed,
-// else to the lowest place of its alignment above it. The trampoline's page tables
-// map those 4 GiB one to one; the kernel maps an initrd above them itself.
+// The kernel goes below 4 GiB: to its preferred address if that is allowed,
+// else to the lowest allowed place above it that has the kernel's alignment.
+// The trampoline's page tables map those 4 GiB one to one; the kernel maps an
+// initrd above them itself.
 func AMD64(l Linux) (*Image, error) {
 	k, ok := l.Kernel.(*BzImage)
 	if !ok {
@@ -106,9 +107,10 @@ func AMD64(l Linux) (*Image, error) {
 	return &img, nil
 }
 
-// where returns the kernel's place. One that is relocatable moves itself up
-// to PrefAddress and to a multiple of Alignment before it decompresses
-// ("init_size" in boot.rst, v6.12), so it must not begin below or between.
+// where returns the kernel's place. A relocatable kernel moves itself up to
+// PrefAddress, or to the next multiple of Alignment, before it decompresses
+// ("init_size" in boot.rst, v6.12), so it must be placed at or above
+// PrefAddress, at a multiple of Alignment.
 func (k *BzImage) where(low phys.Set) (phys.Range, error) {
 	size := roundUp(k.InitSize)
 	align := phys.PageSize

@@ -12,16 +12,16 @@ import (
 // in arch/arm64/include/uapi/asm/setup.h, v6.12).
 const maxARM64Cmdline = 2047
 
-// initrdWindow is in what the Image and the initrd must lie together, at a
-// multiple of 1 GiB (booting.rst, v6.12).
+// Image and initrd must fit in one 32 GiB window, which begins at a multiple
+// of 1 GiB (booting.rst, v6.12).
 const initrdWindow = 32 * phys.GiB
 
 // ARM64 places an Image as Documentation/arch/arm64/booting.rst (v6.12) says:
 // it goes to the lowest multiple of 2 MiB (plus its text_offset), the initrd
 // as high as possible within 32 GiB of it, the ELF core header where the
 // kernel has RAM, and the device tree where it crosses no multiple of 2 MiB.
-// The trampoline goes to the running kernel's memory: kexec can place nothing
-// elsewhere.
+// The trampoline goes to the running kernel's own memory, because kexec can't
+// place anything elsewhere.
 func ARM64(l Linux) (*Image, error) {
 	k, ok := l.Kernel.(*ARM64Image)
 	switch {
@@ -90,8 +90,9 @@ func ARM64(l Linux) (*Image, error) {
 	return &img, nil
 }
 
-// around is in what the initrd of a kernel may lie. Any range in it that isn't
-// over the kernel is in one window of 32 GiB with it.
+// around returns the range in which the initrd of a kernel may lie. Any place
+// in it that doesn't overlap the kernel fits in one 32 GiB window with the
+// kernel.
 func around(kernel phys.Range) phys.Range {
 	r := phys.Range{End: phys.AlignDown(kernel.Start, phys.GiB) + initrdWindow}
 	if top, ok := phys.AlignUp(kernel.End, phys.GiB); ok && top > initrdWindow {

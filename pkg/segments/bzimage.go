@@ -13,7 +13,7 @@ import (
 // "The Real-Mode Kernel Header", v6.12).
 const (
 	offSetupSects      = 0x1f1 // u8, 512-byte sectors after the first; the header begins here
-	offHeaderEnd       = 0x201 // u8, distance of the header's end from 0x202
+	offHeaderEnd       = 0x201 // u8, distance from 0x202 to the header's end
 	offMagic           = 0x202 // "HdrS"
 	offVersion         = 0x206 // u16
 	offKernelVersion   = 0x20e // u16, offset of a string after the first sector
@@ -24,7 +24,7 @@ const (
 	offCmdlineSize     = 0x238 // u32, without the terminating NUL
 	offPrefAddress     = 0x258 // u64
 	offInitSize        = 0x260 // u32
-	headerEnd          = 0x264 // of what is read here
+	headerEnd          = 0x264 // end of the fields that are read here
 	maxHeaderEnd       = offSetupSects + zeropage.MaxHeader
 )
 
@@ -40,7 +40,7 @@ const (
 	maxVersionString = 256
 )
 
-// BzImage is an x86 Linux kernel, as far as loading it needs to know.
+// BzImage is an x86 Linux kernel: what is needed to load it.
 type BzImage struct {
 	Version      string // "6.1.0-56-amd64 (...) #1 SMP ...", empty if the file has none
 	PrefAddress  uint64 // where it wants to run
@@ -49,7 +49,7 @@ type BzImage struct {
 	Relocatable  bool   // may run at any multiple of Alignment
 	Above4G      bool   // initrd and command line may lie anywhere
 	CmdlineSize  uint64 // longest command line, in bytes without NUL
-	InitrdMax    uint64 // highest address of the initrd's last byte, without Above4G
+	InitrdMax    uint64 // highest address of the initrd's last byte, if not Above4G
 	header, code []byte
 }
 
@@ -109,7 +109,7 @@ func ParseBzImage(b []byte) (*BzImage, error) {
 	return k, nil
 }
 
-// String returns the version, and "bzImage" without one.
+// String returns the version, or "bzImage" if there is none.
 func (k *BzImage) String() string {
 	if k.Version == "" {
 		return "bzImage"

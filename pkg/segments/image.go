@@ -39,20 +39,20 @@ const (
 	zbootMethodEnd  = 0x38
 )
 
-// imagePages are the page sizes by the header's two bits.
+// imagePages are the page sizes, indexed by the header's two bits.
 var imagePages = [4]uint64{0, 4 * phys.KiB, 16 * phys.KiB, 64 * phys.KiB}
 
-// ARM64Image is an arm64 Linux kernel, as far as loading it needs to know.
+// ARM64Image is an arm64 Linux kernel: what is needed to load it.
 type ARM64Image struct {
 	Version    string // "Linux version 6.12.0 ...", empty if the file has none
-	TextOffset uint64 // of the image from a multiple of 2 MiB, in bytes
+	TextOffset uint64 // distance of the image from a multiple of 2 MiB, in bytes
 	ImageSize  uint64 // bytes from the image's start that it needs
-	Pages      uint64 // size of a page in bytes; 0 where the header doesn't say
+	Pages      uint64 // size of a page in bytes; 0 if the header doesn't say
 	code       []byte
 }
 
-// ParseARM64 reads a kernel: an Image, one that is compressed by gzip, or an
-// EFI zboot image with gzip in it. An Image is kept.
+// ParseARM64 reads a kernel: an Image, a gzip-compressed Image, or an EFI
+// zboot image with gzip in it. If b is an Image, the result keeps b.
 func ParseARM64(b []byte) (*ARM64Image, error) {
 	if len(b) > maxImage {
 		return nil, fmt.Errorf("kernel image of %d bytes: more than %d", len(b), maxImage)
@@ -89,14 +89,16 @@ func parseImage(b []byte) (*ARM64Image, error) {
 	case flags&imageBigEndian != 0:
 		return nil, fmt.Errorf("flags %#x at offset %#x: a big-endian kernel", flags, offImageFlags)
 	case flags&imageAnywhere == 0:
-		// Since v4.6: memory below an older kernel is lost to it.
+		// Kernels have this flag since v4.6. An older kernel can't use
+		// memory below itself.
 		return nil, fmt.Errorf("flags %#x at offset %#x: it can't be placed anywhere, it is older than 4.6", flags, offImageFlags)
 	case k.TextOffset >= imageAlignment || k.TextOffset%phys.PageSize != 0:
 		return nil, fmt.Errorf("text_offset %#x at offset %#x: want whole pages below %#x", k.TextOffset, offTextOffset, imageAlignment)
 	case k.ImageSize < imageHeaderSize || k.ImageSize > maxImage:
 		return nil, fmt.Errorf("image_size %#x at offset %#x: want %#x to %#x", k.ImageSize, offImageSize, imageHeaderSize, maxImage)
 	}
-	// What lies behind the image, such as a signature, is not the kernel's.
+	// What follows the image in the file, such as a signature, is not part
+	// of the kernel.
 	k.code = b[:min(uint64(len(b)), k.ImageSize)]
 	k.Version = imageVersion(k.code)
 	return k, nil
@@ -113,7 +115,8 @@ func imageVersion(b []byte) string {
 		if n := bytes.IndexFunc(text, func(r rune) bool { return r < ' ' || r > '~' }); n >= 0 {
 			text = text[:n]
 		}
-		// Formats that the kernel prints it with don't go on with a digit.
+		// The kernel also contains format strings that begin so, but
+		// without a digit after it.
 		if n := len("Linux version "); len(text) > n && text[n] >= '0' && text[n] <= '9' {
 			return string(text)
 		}
@@ -135,8 +138,8 @@ func unpackZboot(b []byte) ([]byte, error) {
 
 var errGzipSize = errors.New("gzip: the size at the end is not that of the data")
 
-// gunzip unpacks b into memory of exactly the size that b's end tells: the
-// payload has little of it.
+// gunzip unpacks b into a buffer of exactly the size that the end of b says,
+// because the payload has little memory.
 func gunzip(b []byte) ([]byte, error) {
 	if len(b) < 4 {
 		return nil, fmt.Errorf("gzip: %d bytes: %w", len(b), io.ErrUnexpectedEOF)
@@ -145,8 +148,8 @@ func gunzip(b []byte) ([]byte, error) {
 	if size > maxImage {
 		return nil, fmt.Errorf("gzip: size %d at offset %#x: more than %d", size, len(b)-4, maxImage)
 	}
-	// At most 1032 bytes come out of one (RFC 1951): a file that lies about
-	// its size doesn't get the memory.
+	// One byte unpacks to at most 1032 (RFC 1951). A file that lies about
+	// its size is refused before anything is allocated.
 	if uint64(size) > 1032*uint64(len(b)) {
 		return nil, errGzipSize
 	}
@@ -168,7 +171,7 @@ func gunzip(b []byte) ([]byte, error) {
 	return out, nil
 }
 
-// String returns the version, and "Image" without one.
+// String returns the version, or "Image" if there is none.
 func (k *ARM64Image) String() string {
 	if k.Version == "" {
 		return "Image"

@@ -1,10 +1,10 @@
 // Package segments places a kernel and what it needs in memory and writes
 // the tables that the kernel's boot protocol asks for.
 //
-// It decides only: the result is a list of places and bytes. All of them are
+// It only decides: the result is a list of places and bytes. All of them are
 // inside the memory that the caller allows (boot memory), and none overlap.
-// There is one file for each architecture, without build constraints, so that
-// both are tested everywhere.
+// Each architecture has a file, without build constraints, so that both are
+// tested everywhere.
 package segments
 
 import (
@@ -43,29 +43,32 @@ type Linux struct {
 	Kernel     Kernel
 	InitrdSize uint64 // bytes; 0 for none. The caller writes them to Image.Initrd
 	Cmdline    string
-	// Map is the memory map for it. On arm64, none leaves the memory of Tree as
-	// it is, EFI's tables included: for a tree that can't be read. Allowed must
-	// then be memory that the running kernel has free.
+	// Map is the memory map for the kernel. On arm64 it may be empty, for
+	// a Tree that can't be read: the tree's description of memory then
+	// stays unchanged, EFI's tables included, and Allowed must be memory
+	// that is free in the running kernel.
 	Map     memmap.Map
 	Allowed phys.Set // where anything may be placed
 
 	// For x86-64:
 
 	RSDP uint64 // address of ACPI's root pointer; 0 lets the kernel search
-	// BootParams is the running kernel's zero page, or nil: the screen's
-	// description is taken over from it, so that the next console works.
+	// BootParams is the running kernel's zero page, or nil. The screen's
+	// description is copied from it, so that the next kernel's console
+	// works.
 	BootParams []byte
 
 	// For arm64:
 
 	Tree *devicetree.Tree // the running kernel's, as the boot loader passed it
-	// Own is memory of the running kernel, of which the trampoline takes a
-	// page.
+	// Own is the running kernel's own memory; the trampoline takes a page
+	// of it.
 	Own     phys.Set
 	Handoff phys.Range // the handoff area; empty for none
 	// CoreHeader is the ELF core header in a capture boot, or nil. It is
-	// placed in the kernel's RAM, which reads it through its linear map; what
-	// its program headers point at stays where it is.
+	// placed in the RAM of the new kernel, which reads it through its
+	// linear map. The memory that its program headers point at stays where
+	// it is.
 	CoreHeader []byte
 	Seed       uint64 // fresh and random, for KASLR; 0 for none
 }

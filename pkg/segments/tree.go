@@ -11,7 +11,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// treeWriter makes the normal kernel's device tree of the machine's.
+// treeWriter makes the normal kernel's device tree from the machine's.
 type treeWriter struct {
 	*devicetree.Tree
 	cells    devicetree.Cells
@@ -20,9 +20,10 @@ type treeWriter struct {
 	hidden   phys.Set
 }
 
-// normalTree returns the device tree for the normal kernel: the machine's,
-// but for its memory, for what was the payload's, and for our own nodes. It
-// proves what it made by reading it as the payload reads a machine's tree.
+// normalTree returns the device tree for the normal kernel: the machine's tree
+// with other memory nodes, other reservations and our own nodes, and without
+// what was meant for the payload's kernel. It checks the result by reading it
+// as the payload reads a machine's tree.
 func (l Linux) normalTree(initrd, header phys.Range) (*devicetree.Tree, error) {
 	if len(l.Map.Entries) == 0 {
 		return l.sameTree(initrd, header)
@@ -58,9 +59,10 @@ func (l Linux) normalTree(initrd, header phys.Range) (*devicetree.Tree, error) {
 	return w.Tree, nil
 }
 
-// sameTree returns the machine's tree with nothing changed but what was the
-// payload's. A kernel finds its memory by it as the running one has, in the
-// nodes or in EFI's tables. What is in them, nobody here has to understand.
+// sameTree returns the machine's tree and changes only what was meant for the
+// payload's kernel. The next kernel finds its memory where the running one
+// found it, in the nodes or in EFI's tables, and this package need not
+// understand them.
 func (l Linux) sameTree(initrd, header phys.Range) (*devicetree.Tree, error) {
 	switch {
 	case l.Tree.Root == nil:
@@ -96,8 +98,8 @@ type nodeMemory struct {
 	usable bool // the kernel will know the node
 }
 
-// memory writes the memory nodes: the normal kernel's RAM, and what firmware
-// reserves in its RAM, which a driver may want mapped.
+// memory writes the memory nodes: the normal kernel's RAM, and the memory in
+// it that firmware reserves, which a driver may want mapped.
 func (w *treeWriter) memory() ([]nodeMemory, error) {
 	listed := w.firmware.Top().Set(memmap.RAM)
 	want := w.ram.Union(listed.Intersect(w.firmware.Set(memmap.Reserved)))
@@ -144,9 +146,10 @@ func (w *treeWriter) memory() ([]nodeMemory, error) {
 	return ids, nil
 }
 
-// regions writes a node for each range of hidden memory. Memory of a NUMA node that the kernel does not
-// know, because it has neither RAM there nor a CPU, can't be added
-// (of_node_to_nid in drivers/of/of_numa.c, v6.12): it goes to a known one.
+// regions writes a node for each range of hidden memory. The kernel doesn't
+// know a NUMA node in which it has neither RAM nor a CPU, and memory of such a
+// node can't be added (of_node_to_nid in drivers/of/of_numa.c, v6.12), so it
+// is assigned to a node that the kernel knows.
 func (w *treeWriter) regions(ids []nodeMemory) error {
 	known := slices.DeleteFunc(slices.Clone(ids), func(n nodeMemory) bool { return !n.usable })
 	for _, r := range w.hidden {

@@ -47,25 +47,25 @@ type Result struct {
 	Holes      []Hole      // memory in the ranges that was not searched
 }
 
-// Find looks for VMCOREINFO notes in ranges and returns those that accept
-// takes. The kernel allocates the note with alloc_pages_exact
+// Find looks for VMCOREINFO notes in ranges and returns those for which accept
+// returns true. The kernel allocates the note with alloc_pages_exact
 // (crash_save_vmcoreinfo_init in v6.12), so only page starts are looked at;
 // memory is read a MiB at a time. There may be several: each boot leaves one,
-// and until something else is written there it stays. A nil accept takes all;
-// one that calls kernelmap.Read takes the notes of kernels whose page tables
-// are intact.
+// and until something else is written there it stays. A nil accept accepts
+// all. An accept that calls kernelmap.Read accepts only notes of kernels whose
+// page tables are intact.
 //
 // A kernel that dies before subsys_initcall has written no note, and then the
-// note, tables and text of the boot before may still be whole: Debian 6.1,
+// note, tables and text of the boot before may still be intact: Debian 6.1,
 // stopped 0.3 s into its second boot, was found with the first boot's note,
-// and kernelmap.Read agreed with it. Whoever starts a kernel must therefore
-// first overwrite the headers of the notes that Find returns, while nobody
-// wants them.
+// and kernelmap.Read agreed with it. Before a kernel is started, the headers
+// of the notes that Find returns must therefore be overwritten, unless a dump
+// still needs them.
 //
-// A kernel writes its note without anything but text in it, so a note that
-// Parse takes only in part is none. Memory that can't be read is skipped and
-// named in Holes. A page that
-// only begins like a note is no finding, so there is no error to return.
+// A kernel's own note is text only, so a note that Parse accepts only in part
+// is not counted. Memory that can't be read is skipped and named in Holes. A
+// page that only begins like a note is not counted either. So there is no
+// error to return.
 func Find(r Reader, ranges phys.Set, accept func(*Info) bool) Result {
 	f := finder{r: r, ranges: ranges, accept: accept, buf: make([]byte, chunkSize)}
 	for _, in := range ranges {
@@ -104,9 +104,9 @@ func (f *finder) chunk(in phys.Range) {
 	}
 }
 
-// Viewer is a Reader that can show memory without copying it: of each page
-// only the first bytes are looked at, so that a copy would be most of the work.
-// f gets the bytes of r, which may change while it looks.
+// Viewer is a Reader that can show memory without copying it. Find looks only
+// at the first bytes of each page, so copying would be most of the work. f
+// gets the bytes of r, which may change during the call.
 type Viewer interface {
 	ViewPhys(r phys.Range, f func(b []byte)) error
 }
@@ -138,7 +138,7 @@ func (f *finder) look(in phys.Range) error {
 	return nil
 }
 
-// hole records memory that wasn't searched, one element for neighbours.
+// hole records memory that wasn't searched; neighbouring holes become one.
 func (f *finder) hole(in phys.Range, err error) {
 	if n := len(f.result.Holes); n > 0 && f.result.Holes[n-1].Range.End == in.Start {
 		f.result.Holes[n-1].Range.End = in.End
@@ -204,7 +204,7 @@ func parseNoteHeader(b []byte) (descSize uint64, ok bool) {
 
 // ParseNote reads a note from the start of b, as found at a Candidate's Addr
 // or at the address in /sys/kernel/vmcoreinfo. Errors: those of Parse, and a
-// *FormatError for what is no VMCOREINFO note.
+// *FormatError if b is not a VMCOREINFO note.
 func ParseNote(b []byte) (*Info, error) {
 	descSize, ok := parseNoteHeader(b)
 	if !ok {

@@ -1,6 +1,6 @@
 // Package vmcoreinfo reads VMCOREINFO, the text in which a Linux kernel says
 // what a dump tool must know about it, and finds it in the memory of a crashed
-// kernel. What follows from it about addresses is pkg/kernelmap's.
+// kernel. Package kernelmap derives the kernel's addresses from it.
 //
 // The text is lines of KEY=VALUE (kernel/vmcore_info.c in v6.12,
 // kernel/crash_core.c before v6.9). In the kernel's memory it is the
@@ -25,8 +25,8 @@ import (
 // pages have up to 64 KiB.
 const MaxText = 64 << 10
 
-// Reader reads physical memory of the crashed kernel, where addresses are
-// those that the crashed kernel used. It fails if it can't read all of p.
+// Reader reads physical memory of the crashed kernel, by the addresses that
+// the crashed kernel used. It fails if it can't read all of p.
 type Reader interface {
 	ReadPhys(p []byte, addr uint64) error
 }
@@ -44,14 +44,14 @@ type Info struct {
 	Sizes   map[string]uint64 // SIZE(struct): bytes
 	Lengths map[string]uint64 // LENGTH(array): elements
 	// Numbers is NUMBER(name). The kernel prints most with %ld and some
-	// with 0x%lx (VMALLOC_START); both are kept as the 64 bits they are.
+	// with 0x%lx (VMALLOC_START); both are stored as their 64 bits.
 	Numbers map[string]int64
 
 	Text     string   // what was parsed
-	Warnings []string // lines that aren't understood, keys that came twice, bytes that are no text
+	Warnings []string // lines that aren't understood, repeated keys, bytes that are not text
 }
 
-// FormatError says where a text is not VMCOREINFO.
+// FormatError says where a text is not valid VMCOREINFO.
 type FormatError struct {
 	Off     int    // offset of the line in the text, in bytes
 	Field   string // the line's key
@@ -64,7 +64,7 @@ func (e *FormatError) Error() string {
 
 // Parse reads a VMCOREINFO text. It ends at the first NUL, because hypervisors
 // and tools that build the note themselves end or pad it with NULs, or at the
-// first line with a byte that is no printable ASCII. What is ignored after
+// first line with a byte that is not printable ASCII. What is ignored after
 // that is a Warning, unless it is all NULs. Lines may end with CR LF.
 //
 // A known key with an unreadable value, or no OSRELEASE, is a *FormatError;
@@ -114,7 +114,7 @@ func Parse(text []byte) (*Info, error) {
 	return info, nil
 }
 
-// printable returns the part of text that is a text, and warns of what
+// printable returns the part of text that Parse reads, and warns about what
 // follows it.
 func (info *Info) printable(text []byte) []byte {
 	all := len(text)

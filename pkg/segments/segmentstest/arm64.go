@@ -7,13 +7,13 @@ import (
 	"slices"
 )
 
-// ARM64 is what the header of an arm64 Image says, by the offsets of
-// Documentation/arch/arm64/booting.rst (v6.12).
+// ARM64 has the fields of the header of an arm64 Image, written by the offsets
+// of Documentation/arch/arm64/booting.rst (v6.12).
 type ARM64 struct {
 	TextOffset uint64
 	ImageSize  uint64
 	Flags      uint64
-	Code       []byte // behind the header of 64 bytes
+	Code       []byte // after the header of 64 bytes
 }
 
 // DebianARM64 returns the header of Debian's kernel (6.12.117+deb12-arm64)
@@ -31,7 +31,7 @@ func DebianARM64(seed byte) ARM64 {
 func (k ARM64) Image() []byte {
 	b := make([]byte, 64)
 	le := binary.LittleEndian
-	copy(b, "MZ\x40\xfa")           // code0: what makes it an EFI program
+	copy(b, "MZ\x40\xfa")           // code0: makes it an EFI program
 	le.PutUint32(b[4:], 0x14000010) // code1: jump over the header
 	le.PutUint64(b[8:], k.TextOffset)
 	le.PutUint64(b[16:], k.ImageSize)

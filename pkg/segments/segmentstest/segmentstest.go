@@ -44,8 +44,8 @@ func Debian(seed byte) Kernel {
 	}
 }
 
-// HeaderEnd is the offset behind the boot header of an Image, SetupSize that
-// of its code.
+// HeaderEnd is the offset of the first byte after the boot header of an Image,
+// SetupSize the offset of its code.
 const (
 	HeaderEnd = 0x26c
 	SetupSize = 1024

@@ -1,5 +1,5 @@
-// Package vmcoreinfotest has physical memory of a crashed kernel, for tests of
-// what reads it: pages, page tables, notes, and holes.
+// Package vmcoreinfotest imitates physical memory of a crashed kernel for
+// tests: pages, page tables, notes, and holes.
 package vmcoreinfotest
 
 import (
@@ -12,11 +12,11 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// ErrHole is why memory in a hole can't be read.
+// ErrHole is the error of reading memory in a hole.
 var ErrHole = errors.New("no RAM here")
 
-// Memory is physical memory of size bytes: pages that nobody wrote are zero,
-// and reads that touch a hole fail.
+// Memory is physical memory. Pages that were never written are zero, and reads
+// that touch a hole fail.
 type Memory struct {
 	Size  uint64
 	Holes phys.Set
@@ -62,7 +62,7 @@ func (m *Memory) Write(addr uint64, b []byte) {
 	}
 }
 
-// Entry is number i of the table at an address; 0 where none can be read.
+// Entry returns entry i of the table at an address; 0 if it can't be read.
 func (m *Memory) Entry(table uint64, i int) uint64 {
 	var b [8]byte
 	if err := m.ReadPhys(b[:], table+uint64(i)*8); err != nil {
@@ -71,7 +71,7 @@ func (m *Memory) Entry(table uint64, i int) uint64 {
 	return binary.LittleEndian.Uint64(b[:])
 }
 
-// SetEntry sets it.
+// SetEntry sets entry i of the table at an address.
 func (m *Memory) SetEntry(table uint64, i int, e uint64) {
 	m.Write(table+uint64(i)*8, binary.LittleEndian.AppendUint64(nil, e))
 }

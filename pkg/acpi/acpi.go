@@ -1,9 +1,10 @@
-// Package acpi decodes the ACPI tables that tell what Linux doesn't: how to
-// reset the machine, which CPUs and which memory belong together.
+// Package acpi decodes the ACPI tables that say what Linux doesn't show: how
+// to reset the machine, which CPUs it has, and which memory belongs to which
+// NUMA node.
 //
 // It takes a table's bytes, as /sys/firmware/acpi/tables has them; it reads no
-// file and no memory. A table is taken only if its signature, its length and
-// its checksum are right. Section numbers are those of ACPI 6.5.
+// file and no memory. A table is accepted only if its signature, its length
+// and its checksum are right. Section numbers are those of ACPI 6.5.
 package acpi
 
 import (
@@ -16,8 +17,8 @@ import (
 // CPUs has 320 KiB.
 const MaxTable = 1 << 20
 
-// headerSize is that of the header that each table begins with (5.2.6):
-// signature, length, revision, checksum, and who made it.
+// headerSize is the size of the header that each table begins with (5.2.6), in
+// bytes: signature, length, revision, checksum, and who made it.
 const (
 	headerSize  = 36
 	offLength   = 4 // u32
@@ -26,7 +27,7 @@ const (
 
 var le = binary.LittleEndian
 
-// ErrChecksum: the bytes of a table don't add up to 0.
+// ErrChecksum says that the bytes of a table don't add up to 0.
 var ErrChecksum = errors.New("bytes don't add up to 0")
 
 func sum(b []byte) (s byte) {
@@ -36,8 +37,8 @@ func sum(b []byte) (s byte) {
 	return s
 }
 
-// table returns b up to the length that its header has. The table must have
-// at least least bytes.
+// table returns b up to the length in its header, which must be at least least
+// bytes.
 func table(b []byte, signature string, least int) ([]byte, error) {
 	if len(b) < headerSize {
 		return nil, fmt.Errorf("ACPI table %s: %d bytes, want at least %d", signature, len(b), headerSize)
@@ -59,8 +60,8 @@ func table(b []byte, signature string, least int) ([]byte, error) {
 	return b, nil
 }
 
-// structures calls f for each structure of a table: they begin at offset
-// start, each with a byte for its kind and one for its size.
+// structures calls f for each structure of a table. The first one is at offset
+// start; each begins with a byte for its kind and one for its size.
 func structures(b []byte, start int, f func(kind byte, s []byte)) error {
 	for off := start; off < len(b); {
 		if len(b)-off < 2 {
@@ -77,15 +78,16 @@ func structures(b []byte, start int, f func(kind byte, s []byte)) error {
 }
 
 // The root pointer (5.2.5.3): its signature, and the 20 bytes that the
-// checksum of version 1 is about.
+// checksum of version 1 covers.
 const (
 	rsdpSignature = "RSD PTR "
 	rsdpSize      = 20
 	rsdpAlign     = 16
 )
 
-// FindRSDP returns the offset of the root pointer in memory that a BIOS may
-// put it in (5.2.5.1), which begins at a multiple of 16.
+// FindRSDP returns the offset of the root pointer in b, a copy of memory in
+// which a BIOS may put it (5.2.5.1). The memory must begin at a multiple of
+// 16.
 func FindRSDP(b []byte) (offset int, ok bool) {
 	for off := 0; len(b)-off >= rsdpSize; off += rsdpAlign {
 		if p := b[off:][:rsdpSize]; string(p[:len(rsdpSignature)]) == rsdpSignature && sum(p) == 0 {

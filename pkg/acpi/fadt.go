@@ -1,7 +1,7 @@
 package acpi
 
-// The Fixed ACPI Description Table (table 5.9), whose signature is FACP.
-// Fields were added at its end, so a short one lacks them.
+// The Fixed ACPI Description Table (table 5.9), whose signature is FACP. Later
+// versions added fields at the end, so an older, shorter table lacks them.
 const (
 	fadtFlags      = 112 // u32
 	fadtReset      = 116 // generic address structure
@@ -14,10 +14,11 @@ const (
 	armBootHVC         = 1 << 1
 )
 
-// FADT is what the Fixed ACPI Description Table says about reset.
+// FADT is what the Fixed ACPI Description Table says about resetting the
+// machine.
 type FADT struct {
 	// Reset is the register to which ResetValue is written to reset the
-	// machine; nil where there is none.
+	// machine; nil if there is none.
 	Reset      *Address
 	ResetValue uint8
 

@@ -14,8 +14,8 @@ const (
 
 // MADT is what the Multiple APIC Description Table says about CPUs.
 type MADT struct {
-	// MPIDRs are those of the arm64 CPUs that are enabled, in the order of the
-	// table: affinity fields only.
+	// MPIDRs has the MPIDR of each enabled arm64 CPU, affinity fields
+	// only, in the order of the table.
 	MPIDRs []uint64
 }
 

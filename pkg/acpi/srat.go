@@ -22,9 +22,9 @@ const (
 
 // SRAT is what the System Resource Affinity Table says about memory.
 type SRAT struct {
-	// Memory is what is enabled, in the order of the table. It may name
-	// addresses where no RAM is yet, for memory that can be added, and so
-	// says nothing about what is RAM.
+	// Memory has the enabled entries, in the order of the table. They may
+	// include addresses without RAM, where memory can be added later, so
+	// they don't say what is RAM.
 	Memory []MemoryAffinity
 }
 
@@ -60,8 +60,9 @@ func ParseSRAT(b []byte) (SRAT, error) {
 		}
 		domain := le.Uint32(s[memoryDomain:])
 		if b[offRevision] < 2 {
-			// The other three bytes were reserved then (acpi_parse_memory_affinity
-			// in drivers/acpi/numa/srat.c, v6.12).
+			// In old tables the other three bytes are reserved
+			// (acpi_parse_memory_affinity in
+			// drivers/acpi/numa/srat.c, v6.12).
 			domain &= 0xff
 		}
 		t.Memory = append(t.Memory, MemoryAffinity{r, domain})

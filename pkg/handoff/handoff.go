@@ -1,8 +1,8 @@
-// Package handoff moves bytes to and from the handoff area. Where that is says
-// pkg/binding, what the bytes mean pkg/registration; nothing here decodes them.
+// Package handoff moves bytes to and from the handoff area. Package binding
+// finds the area, and package registration decodes the bytes.
 //
-// Invariants: nothing outside the area is read or written, whatever offset a
-// caller gives; ReadAll returns a private copy, because the area may change
+// Invariants: nothing outside the area is read or written, whatever offset the
+// caller passes; ReadAll returns a private copy, because the area may change
 // while it is being read.
 package handoff
 
@@ -40,8 +40,8 @@ func (a *Area) ReadAll() ([]byte, error) {
 	return b, nil
 }
 
-// WriteAt writes p at off bytes into the area. The bytes become valid in no
-// particular order: whoever encodes them arranges for a torn write.
+// WriteAt writes p at off bytes into the area. The bytes reach memory in no
+// particular order, so their encoding must allow for a torn write.
 func (a *Area) WriteAt(p []byte, off uint64) error {
 	end, carry := bits.Add64(off, uint64(len(p)), 0)
 	if carry != 0 || end > a.where.Size() {

@@ -11,10 +11,10 @@ import (
 // ErrLocked says that another agent is writing the handoff area.
 var ErrLocked = errors.New("another warmcore is at work")
 
-// Lock makes this process the one writer of the handoff area: registration
-// blocks are read, changed and written back. path is a file that is created;
-// it stays. The lock ends with unlock, or with the process. The error wraps
-// ErrLocked where someone else holds it.
+// Lock makes this process the only writer of the handoff area, which is needed
+// because registration blocks are read, changed and written back. Lock creates
+// the file path, which stays. The lock ends with unlock, or with the process.
+// The error wraps ErrLocked if another process holds the lock.
 func Lock(path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {

@@ -37,7 +37,7 @@ func (s System) readAll(name string, limit int64) (string, error) {
 	return string(b), nil
 }
 
-// number reads an attribute that is a number; base 0 takes 0x and decimal.
+// number reads an attribute that is a number; base 0 accepts 0x and decimal.
 func (s System) number(name string, base int) (uint64, error) {
 	text, err := s.read(name)
 	if err != nil {

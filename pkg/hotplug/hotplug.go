@@ -1,18 +1,19 @@
-// Package hotplug turns memory that a kernel was told to leave alone into
-// memory of the running kernel, and back, or shows it as files: dax devices,
-// the kmem and device_dax drivers, memory blocks. On x86 that is Soft Reserved
-// memory, with a device tree pmem regions.
+// Package hotplug works with memory that the running kernel was told to leave
+// alone: Soft Reserved memory on x86, pmem regions with a device tree. It adds
+// it to the running kernel's memory and takes it back, or shows it as files.
+// The means are dax devices, the kmem and device_dax drivers, and memory
+// blocks.
 //
-// It goes where it is told: which block may go online, and for what, is the
-// caller's decision from the memory plan. Everything here can be done twice.
+// The caller decides from the memory plan which block may go online, and for
+// what. Every operation can be repeated.
 //
 // How stock kernels do it (drivers/dax, drivers/base/memory.c; v6.1, v6.12):
 // the dax_hmem module makes a dax device of each Soft Reserved range. v6.1
 // binds it to device_dax; since commit e9ee9fe3a7b0 ("dax: Assign RAM regions
-// to memory-hotplug by default") (in v6.3) it binds to kmem where that is
-// loaded. kmem adds the device's whole memory blocks, which stay offline with
-// memhp_default_state=offline, so that nothing is written to them before
-// their state file is. How a pmem region becomes a dax device, Convert says.
+// to memory-hotplug by default") (in v6.3) it binds to kmem if that is loaded.
+// kmem adds the device's whole memory blocks, which stay offline with
+// memhp_default_state=offline, so that nothing is written to them before their
+// state file is. Convert explains how a pmem region becomes a dax device.
 package hotplug
 
 import (
@@ -29,7 +30,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// Bounds against a file system that isn't sysfs.
+// Bounds, in case the file system isn't really sysfs.
 const (
 	maxAttribute = 4 << 10 // bytes in an attribute: sysfs gives a page
 	maxBlocks    = 1 << 22 // memory blocks, of 128 MiB at least
@@ -55,7 +56,8 @@ type System struct {
 	// Write writes an attribute, path relative to Root. nil opens the file
 	// and writes data in one call.
 	Write func(path, data string) error
-	// Wait is how long Load waits for dax devices to appear; 0 means not.
+	// Wait is how long Load waits for dax devices to appear; 0 means not
+	// at all.
 	Wait time.Duration
 }
 
@@ -67,12 +69,13 @@ type Device struct {
 	Driver string     // kmem, device_dax, or "" for none
 }
 
-// Block is a memory block: what the kernel switches online and offline at once.
+// Block is a memory block: the unit in which the kernel switches memory online
+// and offline.
 type Block struct {
 	Name  string // such as memory12
 	Range phys.Range
 	State string   // offline, going-offline, online
-	Zones []string // zone it is in, or, if offline, could be put in
+	Zones []string // zone that it is in, or, if offline, zones that it could be put in
 }
 
 // Online says whether the kernel uses b.
@@ -81,9 +84,9 @@ func (b Block) Online() bool { return b.State != "offline" }
 // Movable says whether b is online for user pages only.
 func (b Block) Movable() bool { return b.Online() && slices.Equal(b.Zones, []string{"Movable"}) }
 
-// Load loads the modules that make dax devices of the memory and memory
-// blocks of dax devices. A kernel with one of them built in has no such
-// module, which is no error; Devices, after Convert, shows what there is.
+// Load loads the modules that turn the memory into dax devices, and dax
+// devices into memory blocks. A missing module is no error, because it may be
+// built into the kernel. Devices, after Convert, shows the result.
 func (s System) Load() error {
 	nodes, err := s.pmemNodes()
 	if err != nil {
@@ -122,9 +125,10 @@ func (s System) waitDevices() {
 	}
 }
 
-// Missing returns the modules that Load would need and that the kernel of the
-// release, as uname -r, neither has nor can load: without them memory can't
-// be given to it. It is empty where the modules' lists can't be read.
+// Missing returns the modules that Load needs and that the kernel of this
+// release (as in uname -r) neither has built in nor can load. Without them
+// memory can't be given to the kernel. The result is empty if the lists of
+// modules can't be read.
 func (s System) Missing(release string) []string {
 	nodes, err := s.pmemNodes()
 	if err != nil {
@@ -147,11 +151,11 @@ func (s System) Missing(release string) []string {
 	return missing
 }
 
-// module is what Load loads.
+// module is a module that Load loads.
 type module struct {
 	name     string
-	driver   string // it is there if this is; "" if only modprobe knows
-	config   string // what the driver is built with
+	driver   string // path that exists if the driver is there; "" if only modprobe knows
+	config   string // the driver's kernel configuration option
 	optional bool
 }
 
@@ -170,13 +174,15 @@ func modules(pmem bool) []module {
 	return []module{
 		// v6.12 needs no device_dax for this.
 		{name: "device_dax", driver: filepath.Join(daxDrivers, driverDevice), optional: true},
-		// kmem before dax_hmem would be as good: Bind moves devices.
+		// The order of kmem and dax_hmem doesn't matter: Bind moves
+		// devices.
 		{name: "dax_hmem"},
 		kmem,
 	}
 }
 
-// Devices lists the dax devices by address. Without the dax bus there are none.
+// Devices lists the dax devices, sorted by address; none if there is no dax
+// bus.
 func (s System) Devices() ([]Device, error) {
 	entries, err := os.ReadDir(s.path(daxDevices))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -241,8 +247,8 @@ func (s System) driver(devices, device string) string {
 	return filepath.Base(target)
 }
 
-// Bind makes kmem add d's memory, as blocks that are offline. A device that
-// kmem has is left as it is.
+// Bind makes kmem add d's memory, as blocks that are offline. A device that is
+// bound to kmem already is left as it is.
 func (s System) Bind(d Device) error {
 	now := s.driver(daxDevices, d.Name)
 	if now == driverKmem {
@@ -256,8 +262,9 @@ func (s System) Bind(d Device) error {
 			return fmt.Errorf("take %s from %s: %w", d.Name, now, err)
 		}
 	}
-	// new_id binds by itself where the device is free. Where kmem matches the
-	// device by its type, or the id is known from an earlier try, bind does.
+	// Writing new_id binds the device at once if it is free. If kmem
+	// matches the device by its type, or knows the id from an earlier try,
+	// writing bind is needed.
 	first := s.write(filepath.Join(daxDrivers, driverKmem, "new_id"), d.Name)
 	if s.driver(daxDevices, d.Name) == driverKmem {
 		return nil
@@ -287,7 +294,7 @@ func (s System) BlockSize() (uint64, error) {
 	return n, nil
 }
 
-// Blocks lists the memory blocks that lie wholly inside in, by address.
+// Blocks lists the memory blocks that lie wholly inside in, sorted by address.
 func (s System) Blocks(in phys.Set) ([]Block, error) {
 	size, err := s.BlockSize()
 	if err != nil {
@@ -346,13 +353,13 @@ func (s System) refresh(b *Block) (err error) {
 	return nil
 }
 
-// ErrZone says that a block is online in a zone where it must not be.
+// ErrZone says that a block is online in a zone in which it must not be.
 var ErrZone = errors.New("online for the kernel's own data, and it can't be taken back")
 
 // Online switches b online: for user pages only if movable, else for all. A
 // block that is online already is left alone, unless it should be movable and
-// isn't: something else switched it online. Then it is tried to correct that;
-// the error wraps ErrZone if that fails.
+// isn't: something else switched it online. Then Online tries to correct that;
+// the error wraps ErrZone if it can't.
 func (s System) Online(b *Block, movable bool) error {
 	if err := s.refresh(b); err != nil {
 		return fmt.Errorf("switch %s online: %w", b.Name, err)
@@ -365,8 +372,9 @@ func (s System) Online(b *Block, movable bool) error {
 			return fmt.Errorf("%s (%v): %w: %w", b.Name, b.Range, ErrZone, err)
 		}
 	}
-	// Not "online": between blocks that are movable the kernel would make
-	// these movable too (default_zone_for_pfn in mm/memory_hotplug.c, v6.12).
+	// Not "online", with which the kernel would make a block between
+	// movable blocks movable too (default_zone_for_pfn in
+	// mm/memory_hotplug.c, v6.12).
 	kind := "online_kernel"
 	if movable {
 		kind = "online_movable"
@@ -374,7 +382,7 @@ func (s System) Online(b *Block, movable bool) error {
 	return s.state(b, kind)
 }
 
-// Offline takes b back, which moves its pages elsewhere and can fail.
+// Offline switches b offline, which moves its pages elsewhere and can fail.
 func (s System) Offline(b *Block) error {
 	if err := s.refresh(b); err != nil {
 		return fmt.Errorf("switch %s offline: %w", b.Name, err)

@@ -9,14 +9,14 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// hugePageTries is how often the kernel is asked for pages that are missing:
-// each time it compacts memory anew, and stops at the first that it can't make
+// hugePageTries is how often the kernel is asked for missing pages. Each time
+// it compacts memory again, and stops at the first page that it can't make
 // (set_max_huge_pages in mm/hugetlb.c, v6.12).
 const hugePageTries = 4
 
 // GrowHugePages has the kernel allocate huge pages until it has p.Count of
-// that size, on that node, and returns how many it has. It never frees one.
-// Fewer than asked for is no error.
+// size p.Size on node p.Node, and returns how many it has. It never frees a
+// page. Getting fewer than asked for is no error.
 func (s System) GrowHugePages(p hugetlb.Pool) (have uint64, err error) {
 	if p.Size == 0 {
 		if p.Size, err = s.HugePageSize(); err != nil {
@@ -45,7 +45,7 @@ func (s System) GrowHugePages(p hugetlb.Pool) (have uint64, err error) {
 	return have, nil
 }
 
-// HugePageSize returns the kernel's default size, in bytes.
+// HugePageSize returns the kernel's default huge page size, in bytes.
 func (s System) HugePageSize() (uint64, error) {
 	text, err := s.readAll("proc/meminfo", maxAttribute)
 	if err != nil {

@@ -15,15 +15,15 @@ import (
 
 // Persistent memory regions are how a device tree gives a kernel memory that
 // it leaves alone: a node with compatible "pmem-region" and volatile. Before
-// kmem takes such memory, libnvdimm must make a dax device of it, which
-// ndctl(1) does and this file does without it (drivers/nvdimm, v6.12; tried
-// on Debian's 6.12 for arm64):
+// kmem accepts such memory, libnvdimm must make a dax device of it. This file
+// does what ndctl(1) would do for that (drivers/nvdimm, v6.12; tried on
+// Debian's 6.12 for arm64):
 //
 //	of_pmem     node -> ndbusN, regionN, namespaceN.0, and an unused daxN.0
 //	sysfs       mode, align, uuid, namespace of that daxN.0
 //	dax_pmem    daxN.0 -> a dax device on the dax bus
 //
-// The info block that dax_pmem writes, and the alignment behind it, take the
+// The info block that dax_pmem writes, and the alignment after it, take the
 // first 2 MiB of the region.
 const (
 	platform  = "sys/bus/platform/devices"
@@ -34,8 +34,9 @@ const (
 	driverPmem   = "dax_pmem"
 )
 
-// InfoBlock is what a pmem region loses at its start, in bytes: a region must
-// begin so much below a memory block, or that whole block is lost.
+// InfoBlock is how much of a pmem region is lost at its start, in bytes. A
+// region must begin that much below a memory block, or the whole block is
+// lost.
 const InfoBlock = 2 * phys.MiB
 
 // pmemNodes returns the names of the platform devices that are pmem regions.
@@ -52,7 +53,7 @@ func (s System) pmemNodes() ([]string, error) {
 		// of:NnameTtypeCcompatibleCcompatible (of_modalias in drivers/of).
 		alias, err := s.read(filepath.Join(platform, e.Name(), "modalias"))
 		if err != nil || !strings.HasPrefix(alias, "of:") {
-			continue // others have none, or are ACPI's
+			continue // other devices have no modalias, or one of ACPI
 		}
 		for _, compatible := range strings.Split(alias, "C")[1:] {
 			if compatible == "pmem-region" {
@@ -82,9 +83,9 @@ func (s System) settle() error {
 	return nil
 }
 
-// Convert makes a dax device of each pmem region that overlaps want. It
-// writes into the first 8 KiB of the region. A region that has a dax device
-// is left as it is; other claims on it are dissolved. A kernel without
+// Convert makes a dax device of each pmem region that overlaps want. It writes
+// into the first 8 KiB of the region. A region that has a dax device is left
+// as it is; other users of a region are removed first. A kernel without
 // regions has nothing to convert, which is no error.
 func (s System) Convert(want phys.Set) error {
 	entries, err := os.ReadDir(s.path(ndDevices))
@@ -138,8 +139,9 @@ func (s System) convert(region, namespace string) error {
 	if holder != "" && s.driver(ndDevices, holder) == driverPmem {
 		return nil
 	}
-	// An earlier try that was broken off, or nd_pmem, which makes a block
-	// device of any namespace, and takes what it finds in it for a layout.
+	// The region may be in use by an earlier try that was broken off, or
+	// by nd_pmem, which makes a block device of any namespace and reads
+	// its contents as a layout.
 	for _, device := range []string{holder, namespace} {
 		if device == "" {
 			continue
@@ -167,12 +169,13 @@ func (s System) convert(region, namespace string) error {
 		return err
 	}
 	for _, a := range []struct{ name, value string }{
-		// The pages of this memory are described in RAM that there is, not
-		// in the region: kmem describes them once more.
+		// Put the page structures of this memory into existing RAM,
+		// not into the region: kmem creates page structures once more
+		// anyway.
 		{"mode", "ram"},
 		{"align", strconv.FormatUint(align, 10)},
-		// A new one each time: an info block that an earlier boot left is
-		// then not taken for this device's.
+		// A new UUID each time, so that an info block that an earlier
+		// boot left is not taken for this device's.
 		{"uuid", uuid()},
 		{"namespace", namespace},
 	} {
@@ -190,10 +193,10 @@ func (s System) convert(region, namespace string) error {
 	return fmt.Errorf("give %s to %s: %w", seed, driverPmem, err)
 }
 
-// pmemAlign returns the alignment to ask for: 2 MiB, or with pages that have
-// no such alignment the smallest one there is. libnvdimm then aligns to 2 MiB
-// all the same (memremap_compat_align), while with the next larger one, such
-// as 512 MiB, it would take so much for the info block.
+// pmemAlign returns the alignment to ask for: 2 MiB, or, if the page size has
+// no such alignment, the smallest one. libnvdimm then aligns to 2 MiB all the
+// same (memremap_compat_align). With the next larger alignment, such as 512
+// MiB, it would use that much for the info block.
 func (s System) pmemAlign(seed string) (uint64, error) {
 	name := filepath.Join(ndDevices, seed, "supported_alignments")
 	text, err := s.read(name)

@@ -11,14 +11,14 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// ErrPmem says that memory which the kernel was told to leave alone is pmem
-// regions: a dax device of one has an info block in the region's first 8 KiB,
-// so that making it destroys memory.
+// ErrPmem says that the memory is in pmem regions. Making a dax device of a
+// region writes an info block into its first 8 KiB and so destroys memory.
 var ErrPmem = errors.New("memory is in pmem regions, and making a dax device of one writes into it")
 
 // LoadToShow loads the modules that make dax devices of Soft Reserved memory
-// and show them as files, not kmem. Where kmem is loaded already it loads
-// nothing, for new devices might be kmem's at once. Devices says what there is.
+// and show them as files, but not kmem. If kmem is loaded already it loads
+// nothing, because kmem might take new devices at once. Devices shows the
+// result.
 func (s System) LoadToShow() error {
 	nodes, err := s.pmemNodes()
 	if err != nil {
@@ -42,18 +42,18 @@ func (s System) LoadToShow() error {
 	return nil
 }
 
-// File is how a dax device is mapped.
+// File says how to map a dax device.
 type File struct {
 	Path   string // dev/daxX.Y, relative to Root
 	Number string // of the character device: "MAJOR:MINOR"
 	Align  uint64 // of offsets and lengths, in bytes: a power of two
 }
 
-// ErrKmem says that kmem has a device: its memory may be in use.
+// ErrKmem says that a device is bound to kmem: its memory may be in use.
 var ErrKmem = errors.New("kmem has it")
 
-// Show makes device_dax show d's memory as a file, which keeps it as it is. A
-// device that kmem has is left there; the error wraps ErrKmem.
+// Show makes device_dax show d's memory as a file; the memory's contents don't
+// change. A device that is bound to kmem stays so; the error wraps ErrKmem.
 func (s System) Show(d Device) (File, error) {
 	f, err := s.show(d)
 	if err != nil {
@@ -90,7 +90,8 @@ func (s System) show(d Device) (File, error) {
 		return File{}, ErrKmem
 	case driverDevice:
 	case "":
-		// As in Bind. v6.12 takes it for kmem's by its type.
+		// As in Bind: by its type, v6.12 would bind the device to
+		// kmem.
 		first := s.write(filepath.Join(daxDrivers, driverDevice, "new_id"), d.Name)
 		if s.driver(daxDevices, d.Name) == driverDevice {
 			break

@@ -1,11 +1,11 @@
 // Package hugetlb reads which huge pages a kernel command line asks for, and
-// writes that as one word.
+// encodes them as one word.
 //
 // A capture boot gets no huge pages: they would fill boot memory. The payload
-// takes their parameters out and leaves the word with the agent, which has the
+// takes their parameters out and gives the word to the agent, which has the
 // pages allocated once memory is released.
 //
-// Invariant: Parse of what Format wrote is the same list.
+// Invariant: Parse returns the list that Format wrote.
 package hugetlb
 
 import (
@@ -21,7 +21,7 @@ import (
 // AnyNode says that pages may come from any NUMA node.
 const AnyNode = -1
 
-// Bounds of what is read.
+// Bounds of the input.
 const (
 	maxNode  = 1 << 10 // MAX_NUMNODES, at most 1024 (NODES_SHIFT in mm/Kconfig, v6.12)
 	maxPools = 256     // entries in a list
@@ -35,9 +35,10 @@ type Pool struct {
 	Node  int    // NUMA node, or AnyNode
 }
 
-// IsParameter says whether p allocates huge pages, or says of which size the
-// next ones are. default_hugepagesz= alone allocates none: it stays, since a
-// running kernel can't change it.
+// IsParameter says whether p allocates huge pages, or sets the size of those
+// that the next parameters allocate. It is false for default_hugepagesz=,
+// which allocates none and must stay on the command line, because a running
+// kernel can't change it.
 func IsParameter(p cmdline.Param) bool {
 	return p.Is("hugepages") || p.Is("hugepagesz") || isSysctl(p)
 }
@@ -77,9 +78,9 @@ type reader struct {
 	order  []uint64          // sizes in their order; 0 is the default size
 	counts map[uint64][]Pool // by size
 	seen   map[uint64]bool   // sizes that were named
-	now    uint64            // the size that hugepages= is about
+	now    uint64            // the size to which hugepages= applies
 	last   *uint64           // the size of the last count; nil before the first
-	valid  bool              // it follows a size that is one
+	valid  bool              // the last hugepagesz= was a valid size
 	chosen uint64            // default_hugepagesz=
 	sysctl *Pool
 }
@@ -137,7 +138,7 @@ func (r *reader) defaultSize(value string) {
 		return
 	}
 	r.chosen = r.now
-	if early, ok := r.counts[0]; ok { // hugepages= before any size was for the default
+	if early, ok := r.counts[0]; ok { // hugepages= before any size counts for the default size
 		delete(r.counts, 0)
 		for i := range early {
 			early[i].Size = r.now
@@ -154,7 +155,7 @@ func (r *reader) defaultSize(value string) {
 func (r *reader) pools() (pools []Pool) {
 	for _, size := range r.order {
 		if r.sysctl != nil && (size == 0 || size == r.chosen) {
-			continue // set later, once the kernel runs
+			continue // a sysctl: the kernel sets it later, once it runs
 		}
 		for _, p := range r.counts[size] {
 			if p.Count > 0 {
@@ -172,7 +173,7 @@ func (r *reader) pools() (pools []Pool) {
 }
 
 // Format writes a list as one word without white space: COUNT*SIZE@NODE,...
-// SIZE is "default" for the default size; any node is left out.
+// SIZE is "default" for the default size; @NODE is left out for AnyNode.
 func Format(pools []Pool) string {
 	var words []string
 	for _, p := range pools {
@@ -188,7 +189,7 @@ func Format(pools []Pool) string {
 	return strings.Join(words, ",")
 }
 
-// formatSize is what phys.ParseSize reads, and short.
+// formatSize writes a size in a short form that phys.ParseSize reads.
 func formatSize(size uint64) string {
 	for _, unit := range []struct {
 		letter string

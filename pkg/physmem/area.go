@@ -5,23 +5,22 @@ import "github.com/warmcore/warmcore/pkg/phys"
 // area is mapped memory of one kind.
 type area struct {
 	bytes  []byte
-	at     uint64 // physical address; the mapping has its last bits
+	at     uint64 // physical address; the mapping's address has the same last bits
 	cached bool
 }
 
-// split cuts n bytes at addr into those before the first multiple of unit, a
-// power of 2, whole units, and what is left.
+// split cuts n bytes at addr into head, the bytes before the first multiple of
+// unit (a power of 2), then units, the bytes of whole units, and the rest.
 func split(addr, n, unit uint64) (head, units uint64) {
 	head = min(-addr%unit, n)
 	return head, (n - head) &^ (unit - 1)
 }
 
-// wordSize is how device memory is accessed, in bytes: an access that isn't
-// aligned faults there, and what copy and clear make of a slice is theirs to
-// choose.
+// wordSize is the width of accesses to device memory, in bytes. An unaligned
+// access faults there, and Go's copy and clear don't promise aligned ones.
 const wordSize = 8
 
-// load copies the area to p, of its size.
+// load copies the area to p, which has its size.
 func (a area) load(p []byte) {
 	if a.cached {
 		copy(p, a.bytes)
@@ -31,22 +30,22 @@ func (a area) load(p []byte) {
 	move(p, a.bytes, a.at)
 }
 
-// store copies p, of its size, to the area; until flush maybe to the caches
-// only.
+// store copies p, which has the area's size, to the area. Until flush, the
+// bytes may be in the caches only.
 func (a area) store(p []byte) {
 	if a.cached {
 		copy(a.bytes, p)
 		return
 	}
-	// A dirty line must not be written back later, over p.
+	// A dirty cache line must not be written back later, over p.
 	flush(a.bytes)
 	move(a.bytes, p, a.at)
 }
 
-// flush has what was stored written back.
+// flush writes what was stored back from the caches to memory.
 func (a area) flush() { flush(a.bytes) }
 
-// clear stores zeroes, as store does.
+// clear stores zeroes; see store.
 func (a area) clear() {
 	if a.cached {
 		clear(a.bytes)
@@ -69,11 +68,12 @@ func move(dst, src []byte, addr uint64) {
 	copyBytes(dst[head+words:], src[head+words:])
 }
 
-// bounce is how much of a copy from device memory to device memory is in
-// between at a time.
+// bounce is the size of the buffer for a copy from device memory to device
+// memory.
 const bounce = 64 << 10 // bytes
 
-// copyArea copies src to dst, of its size, and to memory: no reset drops it.
+// copyArea copies src to dst, which has the same size, and writes it back to
+// memory, so that it survives a reset.
 func copyArea(dst, src area) {
 	switch {
 	case src.cached && dst.cached:

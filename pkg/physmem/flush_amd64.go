@@ -2,15 +2,15 @@ package physmem
 
 import "golang.org/x/sys/cpu"
 
-// allCached says that /dev/mem maps RAM through the caches, whoever owns it:
-// the range has the type of its MTRR and no other mapping (pat_x_mtrr_type in
-// arch/x86/mm/pat/memtype.c, v6.12).
+// allCached says that /dev/mem maps all RAM through the caches, whether or not
+// the kernel uses it: the range has the type of its MTRR and no other mapping
+// (pat_x_mtrr_type in arch/x86/mm/pat/memtype.c, v6.12).
 const allCached = true
 
-// lineSize is a cache line, and what stream copies at a time, in bytes.
+// lineSize is the size of a cache line, and the unit of stream, in bytes.
 const lineSize = 64
 
-// What the CPU has beyond the instructions of each x86-64 one.
+// Features of the CPU that not every x86-64 CPU has.
 var (
 	flushOpt = hasFlushOpt()  // CLFLUSHOPT, several of which run at once
 	useAVX   = cpu.X86.HasAVX // and the kernel saves its registers: stores of 32 bytes
@@ -20,21 +20,21 @@ func hasFlushOpt() bool
 
 // flush writes b back from every CPU's caches to memory (CLFLUSHOPT, or
 // CLFLUSH on CPUs before 2015, and MFENCE; Intel SDM volume 2), because a
-// reset drops what is only there.
+// reset drops what is only in the caches.
 //
 //go:noescape
 func flush(b []byte)
 
-// stream copies the first bytes of src to dst, which is whole lines, past the
+// stream fills dst, a number of whole lines, from the start of src, past the
 // caches (MOVNTDQ and SFENCE). With AVX that is faster than copy, without it
-// 0.9 times as fast. A line of dst that is in a cache is dropped there (AMD APM
-// volume 2, "Write-Combining"; Intel SDM volume 1, section 10.4.6.2).
+// 0.9 times as fast. A line of dst that is in a cache is dropped there (AMD
+// APM volume 2, "Write-Combining"; Intel SDM volume 1, section 10.4.6.2).
 //
 //go:noescape
 func stream(dst, src []byte)
 
-// copyThrough copies src to dst, of the same size and at address at, and to
-// memory: no reset drops any of it.
+// copyThrough copies src to dst, which has the same size and the address at,
+// and writes it back to memory, so that it survives a reset.
 func copyThrough(dst, src []byte, at uint64) {
 	head, lines := split(at, uint64(len(dst)), lineSize)
 	copy(dst[:head], src)

@@ -1,11 +1,11 @@
 // Package physmem reads, writes and copies physical memory through /dev/mem.
 //
-// It goes where it is told: which addresses may be written is the plan's
-// decision (pkg/plan). /dev/mem maps memory outside the running kernel's own
-// RAM even with STRICT_DEVMEM: through the caches on x86, and as device memory
-// on arm64, which is slow and where an access that isn't aligned faults. All
-// methods do what each kind of memory needs, also for a range of both kinds;
-// only Map, which gives the memory itself away, refuses device memory.
+// It doesn't check addresses: which ones may be written is the plan's decision
+// (pkg/plan). /dev/mem maps memory outside the running kernel's own RAM even
+// with STRICT_DEVMEM: through the caches on x86, and as device memory on
+// arm64, which is slow and faults on unaligned access. All methods do what
+// each kind of memory needs, also for a range that contains both kinds. Only
+// Map, which returns the memory itself, refuses device memory.
 package physmem
 
 import (
@@ -20,31 +20,31 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// ErrFault is what reading or writing memory gives that doesn't answer: nothing
-// is there, or it has failed.
+// ErrFault is the error of reading or writing memory that doesn't answer:
+// nothing is there, or it has failed.
 var ErrFault = errors.New("fault: nothing answers there")
 
-// Memory is physical memory, opened. Its methods may run concurrently.
+// Memory is opened physical memory. Its methods may run concurrently.
 type Memory struct {
 	file   *os.File
 	prot   int
 	cached phys.Set // whole pages; the rest is device memory
 
 	mu       sync.Mutex
-	kept     []*Mapping // what Copy left
+	kept     []*Mapping // mappings that Copy left
 	keptSize uint64     // of them, in bytes
 }
 
 // Open opens path, /dev/mem in production; write allows WritePhys and Copy. On
-// arm64 it takes all memory for device memory, which is always right and
-// suits the handoff area; for more there is OpenCached.
+// arm64 it treats all memory as device memory, which is always safe and fast
+// enough for the handoff area; OpenCached is for larger amounts.
 func Open(path string, write bool) (*Memory, error) {
 	return OpenCached(path, write, nil)
 }
 
 // OpenCached is Open for a caller who knows which memory the kernel maps
-// through the caches. On arm64 that is what is System RAM at the top level of
-// /proc/iomem, also where something is reserved in it (pfn_is_map_memory in
+// through the caches. On arm64 that is all System RAM at the top level of
+// /proc/iomem, reservations in it included (pfn_is_map_memory in
 // arch/arm64/mm/init.c, v6.12); on x86 it is all memory, whatever cached says.
 func OpenCached(path string, write bool, cached phys.Set) (*Memory, error) {
 	flags, prot := os.O_RDONLY, unix.PROT_READ
@@ -61,17 +61,18 @@ func OpenCached(path string, write bool, cached phys.Set) (*Memory, error) {
 	return &Memory{file: f, prot: prot, cached: cached.AlignIn(pageSize)}, nil
 }
 
-// addressTop is the end of what a CPU addresses.
+// addressTop is the end of the addresses that a CPU can have.
 const addressTop = 4096 * phys.TiB
 
-// pageSize is the running kernel's.
+// pageSize is the running kernel's page size, in bytes.
 var pageSize = uint64(os.Getpagesize())
 
-// Uncached returns what of s is device memory: many times slower than other
-// memory.
+// Uncached returns the part of s that is device memory, which is many times
+// slower than other memory.
 func (m *Memory) Uncached(s phys.Set) phys.Set { return s.Minus(m.cached) }
 
-// run returns the first bytes of r, at most limit, that are of one kind.
+// run returns the first bytes of r, at most limit, that are all of one kind,
+// and which kind.
 func (m *Memory) run(r phys.Range, limit uint64) (first phys.Range, cached bool) {
 	first = phys.Range{Start: r.Start, End: r.Start + min(limit, r.Size())}
 	for _, c := range m.cached {
@@ -86,7 +87,7 @@ func (m *Memory) run(r phys.Range, limit uint64) (first phys.Range, cached bool)
 	return first, false
 }
 
-// Close gives the device back; mappings that Map returned stay valid.
+// Close closes the device; mappings that Map returned stay valid.
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -104,8 +105,8 @@ type Mapping struct {
 	bytes []byte
 }
 
-// Map maps r, of any alignment. Device memory it doesn't map: Go code is not
-// aligned in what it does with slices.
+// Map maps r, of any alignment. It refuses device memory, because Go code
+// makes unaligned accesses to slices.
 func (m *Memory) Map(r phys.Range) (*Mapping, error) {
 	if len(m.Uncached(phys.NewSet(r))) > 0 {
 		return nil, fmt.Errorf("map physical memory %v: device memory, in whole or in part", r)
@@ -113,7 +114,8 @@ func (m *Memory) Map(r phys.Range) (*Mapping, error) {
 	return m.mmap(r)
 }
 
-// mmap maps r, of one kind: a mapping has the kind of its first page.
+// mmap maps r, which must be of one kind, because a whole mapping gets the
+// kind of its first page.
 func (m *Memory) mmap(r phys.Range) (*Mapping, error) {
 	start := phys.AlignDown(r.Start, pageSize)
 	end, ok := phys.AlignUp(r.End, pageSize)
@@ -130,15 +132,16 @@ func (m *Memory) mmap(r phys.Range) (*Mapping, error) {
 	return &Mapping{pages, pages[r.Start-start:][:r.Size():r.Size()]}, nil
 }
 
-// Bytes is the mapped memory itself, until Close.
+// Bytes returns the mapped memory itself, valid until Close.
 func (m *Mapping) Bytes() []byte { return m.bytes }
 
 // Close unmaps.
 func (m *Mapping) Close() error { return unix.Munmap(m.pages) }
 
 // MapWindow is how much is mapped at a time, in bytes: large enough that the
-// cost of a mapping (one page table entry a page) is lost beside the copy, and
-// small enough that its page tables (1/512) fit a payload of 64 MiB.
+// cost of a mapping (one page table entry for each page) is small beside that
+// of the copy, and small enough that its page tables (1/512) fit into a
+// payload of 64 MiB.
 const MapWindow = 64 * phys.MiB
 
 // ReadPhys copies memory at addr into p.
@@ -146,8 +149,8 @@ func (m *Memory) ReadPhys(p []byte, addr uint64) error {
 	return m.each(p, addr, func(part []byte, mem area) { mem.load(part) })
 }
 
-// WritePhys copies p to memory at addr, through the caches: it is still there
-// after a reset, and a kernel sees it that runs with its caches off.
+// WritePhys copies p to memory at addr and writes it back from the caches: it
+// survives a reset, and a kernel that runs with caches off sees it.
 func (m *Memory) WritePhys(p []byte, addr uint64) error {
 	return m.each(p, addr, func(part []byte, mem area) {
 		mem.store(part)
@@ -183,8 +186,9 @@ func (m *Memory) each(p []byte, addr uint64, move func(part []byte, mem area)) e
 	return nil
 }
 
-// View runs f over the memory in r, which must not be larger than MapWindow:
-// over the memory itself, or over a copy if it is device memory. f only reads.
+// View calls f with the memory in r, which must not be larger than MapWindow:
+// with the memory itself, or with a copy if it is device memory. f must only
+// read.
 func (m *Memory) View(r phys.Range, f func(b []byte)) error {
 	if r.Size() > MapWindow {
 		return fmt.Errorf("view physical memory %v: larger than %d bytes", r, MapWindow)
@@ -200,8 +204,8 @@ func (m *Memory) View(r phys.Range, f func(b []byte)) error {
 	return m.touch(r, func(mem area) { f(mem.bytes) })
 }
 
-// touch runs f over r, of one kind. Memory that can't be reached (SIGBUS) is
-// ErrFault, not the end of the program.
+// touch calls f with r, which must be of one kind. Memory that doesn't answer
+// (SIGBUS) leads to ErrFault instead of ending the program.
 func (m *Memory) touch(r phys.Range, f func(mem area)) (err error) {
 	mapping, err := m.mmap(r)
 	if err != nil {
@@ -227,16 +231,17 @@ func recoverFault(err *error, r phys.Range) func() {
 			if _, ok := x.(interface{ Addr() uintptr }); !ok {
 				panic(x)
 			}
-			// Not that address: it is of the mapping, which is gone.
+			// The fault's address is not reported: it is in the
+			// mapping, which is gone.
 			*err = fmt.Errorf("physical memory %v: %w", r, ErrFault)
 		}
 	}
 }
 
-// Copy carries out copies with the given number of workers; when it returns, no
-// reset drops what was copied. It stops at the first error and then says
-// nothing about what has been copied. progress, if
-// not nil, is called with the bytes done so far, from one worker at a time.
+// Copy carries out copies with the given number of workers. When it returns,
+// what was copied survives a reset. It stops at the first error; what has been
+// copied by then is not known. progress, if not nil, is called with the bytes
+// done so far, from one worker at a time.
 //
 // Up to maxKept bytes stay mapped until Close: unmapping costs as much as
 // mapping, makes every CPU flush its TLB, and a payload that has copied starts
@@ -287,8 +292,9 @@ func (m *Memory) Copy(copies []phys.Copy, workers int, progress func(done uint64
 // page tables, which are 4 MiB.
 const maxKept = 2 * phys.GiB
 
-// share is how much a worker copies at a time, in bytes, of whole pages: its
-// part of all copies, up to MapWindow. Smaller ones cost more system calls.
+// share returns how much a worker copies at a time, in bytes, a multiple of
+// the page size: its part of all copies, up to MapWindow. Smaller parts cost
+// more system calls.
 func share(copies []phys.Copy, workers int) uint64 {
 	total := uint64(0)
 	for _, c := range copies {
@@ -298,8 +304,8 @@ func share(copies []phys.Copy, workers int) uint64 {
 	return max(2*phys.MiB, min(part, MapWindow))
 }
 
-// windows cuts copies into parts of at most size bytes that are of one kind of
-// memory each, and are from one.
+// windows cuts copies into parts of at most size bytes, each with a source of
+// one kind of memory and a destination of one kind.
 func (m *Memory) windows(copies []phys.Copy, size uint64) (parts []phys.Copy) {
 	for _, c := range copies {
 		if c.SrcRange().Size() != c.Size || c.DstRange().Size() != c.Size {
@@ -339,7 +345,7 @@ func (m *Memory) copy(c phys.Copy) (err error) {
 	return nil
 }
 
-// keep leaves a mapping to Close, unless there are too many.
+// keep leaves a mapping until Close, unless there are too many.
 func (m *Memory) keep(mapping *Mapping) {
 	m.mu.Lock()
 	if size := uint64(len(mapping.pages)); m.keptSize+size <= maxKept {

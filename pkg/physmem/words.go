@@ -4,7 +4,7 @@ package physmem
 
 import "encoding/binary"
 
-// Elsewhere than on arm64 these are for tests.
+// On architectures other than arm64 only tests use these.
 
 // copyWords copies src to dst, both multiples of 8 bytes long, 8 bytes at a
 // time.

@@ -12,9 +12,9 @@ import (
 //     v5.13).
 //   - Memory blocks may be up to 2 GiB from 64 GiB on
 //     (probe_memory_block_size in arch/x86/mm/init_64.c, v6.12).
-//   - A kernel without SRAT knows a NUMA node only up to the end of the RAM
-//     that it boots with, and kmem refuses memory without one
-//     (dev_dax_kmem_probe in drivers/dax/kmem.c, v6.12): hence KeepTop.
+//   - Without an SRAT, a kernel knows the NUMA node of an address only up to
+//     the end of the RAM that it boots with, and kmem refuses memory without a
+//     node (dev_dax_kmem_probe in drivers/dax/kmem.c, v6.12): hence KeepTop.
 var AMD64 = Arch{
 	Name:         "amd64",
 	Machine:      elfcore.MachineAMD64,

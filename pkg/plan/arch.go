@@ -7,50 +7,54 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// Arch is what a plan depends on of an architecture, as data: [AMD64] and
-// [ARM64]. A further one is a file beside amd64.go and arm64.go.
+// Arch is what a plan depends on that differs by architecture, as data:
+// [AMD64] and [ARM64]. A further architecture is a file beside amd64.go and
+// arm64.go.
 type Arch struct {
 	Name    string // as in the names of our files
 	Machine uint16 // in ELF headers
 
-	// Low is memory that is in no plan: it is given to each kernel as firmware
-	// says, and is in no dump.
+	// Low is memory outside every plan: each kernel gets it as firmware
+	// describes it, and no dump shows it.
 	Low phys.Range
 
-	// Granule is what all parts of a plan are made of, in bytes: the largest
-	// page that a normal kernel may have.
+	// Granule is the unit of all parts of a plan, in bytes: the largest
+	// page size that a normal kernel may have.
 	Granule uint64
 
-	// InfoBlock is how much the driver of memory that is handed over keeps
-	// for itself at the beginning of each piece, in bytes. These bytes lie in
-	// front of a memory block, or a whole block would be lost for them.
+	// InfoBlock is how much of each piece of memory that is handed over
+	// its driver keeps for itself, at the start, in bytes. These bytes lie
+	// before a memory block; otherwise they would cost a whole block.
 	InfoBlock uint64
 
-	// BlockSize is the normal kernel's memory block in bytes, LargeBlock the
-	// one of a machine whose RAM ends at LargeMachine or above; 0 for none.
+	// BlockSize is the size of the normal kernel's memory block in bytes,
+	// LargeBlock the size on a machine whose RAM ends at LargeMachine or
+	// above; 0 if there is no such case.
 	BlockSize, LargeBlock, LargeMachine uint64
 
 	// KeepTop says that the top of RAM must be boot memory, KeepBottom that
 	// the bottom must be.
 	KeepTop, KeepBottom bool
 
-	// KexecOwn says that kexec_load can place a kernel in the running kernel's
-	// own memory only.
+	// KexecOwn says that kexec_load can place a kernel only in the running
+	// kernel's own memory.
 	KexecOwn bool
 
-	// CPUNumber is what the stub's number of a CPU is, in a log.
+	// CPUNumber is the name, for logs, of the number by which the stub
+	// identifies a CPU.
 	CPUNumber string
 
-	// kernelBlocks are the memory blocks of kernels by their page; none where
-	// any kernel takes the plan's.
+	// kernelBlocks are the memory blocks of kernels by page size; empty if
+	// every kernel accepts the plan's blocks.
 	kernelBlocks [3]kernelBlock
 
-	crashkernel string // what holds the stub
-	blacklist   string // modules that would touch memory that is handed over
-	elfcorehdr  bool   // the ELF core header's place is on the command line
+	crashkernel string // the crashkernel= parameter, whose reservation holds the stub
+	blacklist   string // names of modules that would touch memory that is handed over
+	elfcorehdr  bool   // the command line says where the ELF core header is
 }
 
-// kernelBlock is the memory block of a kernel with pages of a size, in bytes.
+// kernelBlock is the size of a kernel's memory block for a page size, both in
+// bytes.
 type kernelBlock struct{ page, block uint64 }
 
 // blockSize returns the memory block for a machine whose RAM ends at top.
@@ -61,10 +65,11 @@ func (a Arch) blockSize(top uint64) uint64 {
 	return a.BlockSize
 }
 
-// CheckKernel says whether a kernel with pages of pageSize bytes can be booted
-// with the plan: its memory blocks must not be larger than the plan's. The
-// plan is the same at every reset, so it can't be made for the kernel that is
-// found later; the policy says which kernel the machine is for.
+// CheckKernel returns an error if a kernel with pages of pageSize bytes can't
+// be booted with the plan, because its memory blocks are larger than the
+// plan's. The plan must be the same at every reset and is made before the
+// kernel is known, so it can't follow the kernel; the policy says which kernel
+// the machine is for.
 func (p *Plan) CheckKernel(pageSize uint64) error {
 	if p.Arch.kernelBlocks == ([3]kernelBlock{}) {
 		return nil

@@ -11,9 +11,9 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// Check proves a plan's invariants in another way than Make builds it: it
-// cuts the address space at every boundary that occurs and asks of each
-// interval, by plain comparison, what holds it. The payload calls it before
+// Check proves a plan's invariants, in another way than Make builds the plan:
+// it cuts the address space at every boundary that occurs and finds, by plain
+// comparison, which parts contain each interval. The payload calls it before
 // it writes anything; fuzz tests call it on every plan.
 func Check(p *Plan) error {
 	var errs []error
@@ -131,8 +131,8 @@ func Check(p *Plan) error {
 	return errors.Join(errs...)
 }
 
-// checkBorders says whether each range of m that is handed over is of one NUMA
-// node.
+// checkBorders returns an error unless each range of m that is handed over is
+// in one NUMA node.
 func checkBorders(p *Plan, m memmap.Map) error {
 	for _, e := range m.Entries {
 		for _, b := range p.Borders {
@@ -163,10 +163,10 @@ func isRAM(m memmap.Map, at uint64) bool {
 	return ram
 }
 
-// CheckHeader proves that h describes shown, which is dumped memory of p: each
-// byte of it exactly once under its own physical address, besides the alias of
-// the kernel's text, and that nothing is read that the capture kernel uses
-// as RAM.
+// CheckHeader proves that h describes shown, a part of the dumped memory of p:
+// each byte exactly once under its own physical address, apart from the alias
+// of the kernel's text. It also proves that h reads no memory that the capture
+// kernel uses as RAM.
 func CheckHeader(p *Plan, shown phys.Set, h elfcore.Header) error {
 	readable := p.Destination.Union(p.Preserved)
 	if err := elfcore.Check(h, readable); err != nil {

@@ -6,17 +6,18 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// division says what free memory is for.
+// division assigns free memory to the parts of a plan.
 type division struct {
 	boot, destination, preserved, margin phys.Set
 }
 
-// divide chooses boot memory and its destination. Memory that is no whole
-// block can't be hot-added and so can't be released: it is boot memory. So is
-// the top of RAM, or its bottom, where the architecture wants that. Then boot
-// memory grows by whole blocks, from the lowest until half of it is below
-// 4 GiB, where old devices can reach it, and from the top down, until it is
-// large enough, and has a piece of three eighths for a large initrd.
+// divide chooses boot memory and its destination. Memory outside of whole
+// blocks can't be hot-added and so can't be released: it becomes boot memory.
+// So does the top or the bottom of RAM if the architecture needs that. Then
+// boot memory grows by whole blocks: first from the lowest up until half of it
+// is below 4 GiB, where old devices can reach it, then from the top down,
+// until it is large enough and has one piece of three eighths of its size, for
+// a large initrd.
 func (p *Plan) divide(free phys.Set, target uint64) division {
 	d, ok := p.grow(free, target, true)
 	if !ok {
@@ -25,10 +26,10 @@ func (p *Plan) divide(free phys.Set, target uint64) division {
 	return d
 }
 
-// grow does that. With heads, the first block of each piece of memory in front
-// of which there is no room for an info block is boot memory, because it could
-// not be released. Where even the least boot memory has no destination as
-// large, that is what grow returns, and false.
+// grow does the work of divide. With heads, a piece of memory that has no room
+// for an info block before it gives its first block to boot memory, because
+// that block could not be released. If even the least boot memory has no
+// destination of its size, grow returns that least boot memory and false.
 func (p *Plan) grow(free phys.Set, target uint64, heads bool) (division, bool) {
 	blocks := p.blocks(free)
 	boot := free.Minus(blocks)
@@ -59,7 +60,7 @@ func (p *Plan) grow(free phys.Set, target uint64, heads bool) (division, bool) {
 		case low < target/2 && first < fourGiB:
 			next = first
 		case p.Arch.KeepBottom && longest(best.boot).Size() < target/8*3:
-			next = first // the bottom is the piece that grows
+			next = first // from now on the bottom piece grows
 		}
 		take(next)
 		d, ok := p.complete(boot, blocks)
@@ -71,9 +72,9 @@ func (p *Plan) grow(free phys.Set, target uint64, heads bool) (division, bool) {
 	return best, fits
 }
 
-// room says whether the bytes in front of start can hold an info block: those
-// of boot memory can be given up, the window and what the boot loader
-// overwrites hold nothing to lose.
+// room says whether the bytes before start can hold an info block: boot memory
+// can give up some, and the window and what the boot loader overwrites hold
+// nothing of value.
 func (p *Plan) room(start uint64, boot phys.Set) bool {
 	head, ok := p.head(start)
 	if !ok || head.Empty() {
@@ -82,15 +83,16 @@ func (p *Plan) room(start uint64, boot phys.Set) bool {
 	return len(phys.Set{head}.Minus(boot).Minus(p.Window).Minus(p.Lost).Minus(p.Margin)) == 0
 }
 
-// lentBefore says whether the window in front of start, in which an info block
-// would have room, is lent up to there. If another node begins at start, it is
-// another range, and an info block would cost the window its last block.
+// lentBefore says whether an info block before start would lie in the part of
+// the window that is lent. If another NUMA node begins at start, memory from
+// there on is a range of its own, and its info block would cost the window its
+// last block.
 func (p *Plan) lentBefore(start uint64) bool {
 	head, ok := p.head(start)
 	return ok && slices.Contains(p.Borders, start) && p.blocks(p.Window).Overlaps(head)
 }
 
-// head is where the info block of memory from start on lies.
+// head returns the place of the info block for memory that begins at start.
 func (p *Plan) head(start uint64) (phys.Range, bool) {
 	if start < p.Arch.InfoBlock {
 		return phys.Range{}, false
@@ -98,8 +100,8 @@ func (p *Plan) head(start uint64) (phys.Range, bool) {
 	return phys.Range{Start: start - p.Arch.InfoBlock, End: start}, true
 }
 
-// complete finds a destination for boot memory in blocks, and finds the info
-// blocks their room. It is false where there is no destination as large.
+// complete finds a destination for boot memory in blocks, and room for the
+// info blocks. It returns false if there is no destination of that size.
 func (p *Plan) complete(boot, blocks phys.Set) (division, bool) {
 	d := division{boot: boot}
 	need, have := boot.Size(), uint64(0)
@@ -116,15 +118,16 @@ func (p *Plan) complete(boot, blocks phys.Set) (division, bool) {
 	d.destination = phys.NewSet(pieces...)
 	d.boot = d.boot.Union(phys.NewSet(givers...))
 	d.preserved = blocks.Minus(d.boot).Minus(d.destination)
-	// In front of the destination, which is lent in each boot, nobody else
-	// may ever use the info block; in front of preserved memory it is hidden
-	// in a capture boot only, and keeps what the crashed kernel had there.
+	// The destination is lent in each boot, so nobody else may ever use
+	// the info block before it. The info block before preserved memory is
+	// hidden in a capture boot only, and keeps what the crashed kernel had
+	// there.
 	d.margin = d.giveUp(p, d.destination)
 	d.preserved = d.preserved.Union(d.giveUp(p, d.preserved))
 	return d, d.destination.Size() >= need
 }
 
-// giveUp takes the info blocks of s out of boot memory.
+// giveUp takes the info blocks of s out of boot memory and returns them.
 func (d *division) giveUp(p *Plan, s phys.Set) (heads phys.Set) {
 	for _, r := range s {
 		if head, _ := p.head(r.Start); p.room(r.Start, d.boot) {
@@ -136,10 +139,10 @@ func (d *division) giveUp(p *Plan, s phys.Set) (heads phys.Set) {
 	return heads
 }
 
-// top returns the highest blocks of r that hold size bytes, or all. Where an
-// info block must lie in front of them, below is the block that gives it up
-// and is boot memory otherwise, for which piece has a block more. room says
-// whether there is room in front of r already.
+// top returns the highest blocks of r that hold size bytes, or all of r, as
+// piece. If an info block must lie before them, below is the block that it is
+// taken from; the rest of below is boot memory, so piece gets one more block.
+// room says whether there is room before r already.
 func (p *Plan) top(r phys.Range, size uint64, room bool) (piece, below phys.Range) {
 	count := r.Size() / p.BlockSize
 	want := (size + p.BlockSize - 1) / p.BlockSize
@@ -147,11 +150,11 @@ func (p *Plan) top(r phys.Range, size uint64, room bool) (piece, below phys.Rang
 	case p.Arch.InfoBlock == 0 || room && want+1 >= count:
 		want = min(want, count)
 		if p.Arch.InfoBlock > 0 {
-			want = count // the room is in front of all of r
+			want = count // the room is before all of r
 		}
 		return phys.Range{Start: r.End - want*p.BlockSize, End: r.End}, phys.Range{}
 	case count == 1:
-		return phys.Range{}, phys.Range{} // it would have to be both
+		return phys.Range{}, phys.Range{} // the only block would have to be in both
 	}
 	start := r.End - min(want+1, count-1)*p.BlockSize
 	return phys.Range{Start: start, End: r.End}, phys.Range{Start: start - p.BlockSize, End: start}
@@ -166,7 +169,7 @@ func longest(s phys.Set) (l phys.Range) {
 	return l
 }
 
-// windowMargin returns the info blocks that lie in front of the window.
+// windowMargin returns the info blocks that lie before the window.
 func (p *Plan) windowMargin(free phys.Set) (margin phys.Set) {
 	if p.Arch.InfoBlock == 0 {
 		return nil
@@ -179,8 +182,8 @@ func (p *Plan) windowMargin(free phys.Set) (margin phys.Set) {
 	return phys.NewSet(margin...)
 }
 
-// Lendable is W and D as far as they are whole memory blocks that the kernel
-// can be given.
+// Lendable returns the whole memory blocks of W and D, which the kernel can be
+// given.
 func (p *Plan) Lendable() phys.Set {
 	var window phys.Set
 	for _, r := range p.blocks(p.Window) {
@@ -194,9 +197,9 @@ func (p *Plan) Lendable() phys.Set {
 	return window.Union(p.Destination)
 }
 
-// Hidden is the memory that the normal kernel must not touch by itself and can
-// be given later: what is lendable, in a capture boot what is preserved, and
-// the info blocks in front of each range.
+// Hidden returns the memory that the normal kernel must not touch by itself
+// and can be given later: lendable memory, in a capture boot also preserved
+// memory, and the info block before each range.
 func (p *Plan) Hidden(kind Kind) phys.Set {
 	s := p.Lendable()
 	if kind == Capture {
@@ -207,8 +210,8 @@ func (p *Plan) Hidden(kind Kind) phys.Set {
 	}
 	s = s.Union(p.Margin)
 	for _, r := range s {
-		// What of an info block lies in the window, or is overwritten at each
-		// reset, is no part's.
+		// The bytes of an info block that lie in the window, or are
+		// overwritten at each reset, are not part of the margin.
 		first, ok := phys.AlignUp(r.Start, p.BlockSize)
 		head, ok2 := p.head(first)
 		if head.End = r.Start; ok && ok2 && p.Window.Union(p.Lost).Contains(head) {

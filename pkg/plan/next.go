@@ -28,14 +28,15 @@ func (k Kind) String() string {
 	return "plain"
 }
 
-// NextMap returns the memory map for the normal kernel. What is not RAM stays
-// as firmware said. Hidden memory is Soft Reserved: the kernel does not touch
-// it by itself, and makes a device of each range that the agent can turn into
-// memory. On x86 it does so by the map (e820_type_to_iores_desc in
-// arch/x86/kernel/e820.c and drivers/dax/hmem, v6.1) and never joins two of
-// them (e820_nomerge, v6.12), so that each can be of one NUMA node. On arm64
-// pkg/segments writes a pmem-region node for each range, neighbours being one;
-// boot memory lies between two nodes. The rest is Reserved.
+// NextMap returns the memory map for the normal kernel. Entries that are not
+// RAM stay as firmware gave them. Hidden memory is Soft Reserved: the kernel
+// does not touch it by itself, and makes a device of each range that the agent
+// can turn into memory. On x86 the kernel reads this from the map
+// (e820_type_to_iores_desc in arch/x86/kernel/e820.c and drivers/dax/hmem,
+// v6.1) and never joins two of the ranges (e820_nomerge, v6.12), so that each
+// can be in one NUMA node. On arm64 pkg/segments writes a pmem-region node for
+// each range and joins neighbours; boot memory separates the nodes. The rest
+// of RAM is Reserved.
 func (p *Plan) NextMap(kind Kind) memmap.Map {
 	kinds := []struct {
 		set  phys.Set
@@ -69,12 +70,12 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 	return m.Normalize()
 }
 
-// CoreHeader returns the ELF core header of a dump that shows a part of the
-// plan's dumped memory: where each byte that the crashed kernel had there is
-// now. A copied piece has its old address in p_paddr
-// and lies at p_offset. Notes that lie outside the dumped memory, or across
-// two pieces of it, are left out and returned as warnings; so is a mapping that
-// can't be true.
+// CoreHeader returns the ELF core header of a dump of shown, a part of the
+// plan's dumped memory: it says where each byte that the crashed kernel had
+// there is now. A copied piece has its old address in p_paddr and its present
+// one in p_offset. Notes outside the dumped memory, or across two pieces of
+// it, are left out and returned as warnings; so is a mapping that can't be
+// true.
 func (p *Plan) CoreHeader(shown phys.Set, notes []phys.Range, mapping kernelmap.Mapping) (elfcore.Header, []string) {
 	h, warnings := p.coreHeader(shown, notes, mapping)
 	if mapping != (kernelmap.Mapping{}) && elfcore.Check(h, p.Destination.Union(p.Preserved)) != nil {
@@ -129,8 +130,8 @@ func (p *Plan) coreHeader(shown phys.Set, notes []phys.Range, mapping kernelmap.
 	return h, warnings
 }
 
-// pieces is what shown has of the dumped memory, cut where the place of its
-// bytes changes: Src is the address in the crashed kernel, Dst where the bytes
+// pieces returns the dumped memory in shown, cut where a copy begins or ends:
+// Src is the address in the crashed kernel, Dst the address where the bytes
 // are now.
 func (p *Plan) pieces(shown phys.Set) (out []phys.Copy) {
 	for _, c := range p.Copies {
@@ -145,7 +146,8 @@ func (p *Plan) pieces(shown phys.Set) (out []phys.Copy) {
 	return out
 }
 
-// locate returns the parts of r that are in pieces, with where they are now.
+// locate returns the parts of r that are in pieces, each with its present
+// address.
 func locate(pieces []phys.Copy, r phys.Range) (now []phys.Copy) {
 	for _, c := range pieces {
 		if x := c.SrcRange().Intersect(r); !x.Empty() {
@@ -156,5 +158,6 @@ func locate(pieces []phys.Copy, r phys.Range) (now []phys.Copy) {
 }
 
 // Now returns where the bytes of r, an address range of the crashed kernel,
-// are after the copy, cut where that changes. What is not dumped is missing.
+// are after the copy, cut where a copy begins or ends. Memory that is not
+// dumped is left out.
 func (p *Plan) Now(r phys.Range) []phys.Copy { return locate(p.pieces(phys.Set{r}), r) }

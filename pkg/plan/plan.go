@@ -1,6 +1,6 @@
-// Package plan decides which memory is for what, and what the next kernel is
-// told about it. Whether a reset leads to a plain boot or a capture boot is
-// pkg/verdict's.
+// Package plan decides what each part of memory is used for, and what the next
+// kernel is told about it. Package verdict decides whether a reset leads to a
+// plain boot or a capture boot.
 //
 // Everything here is a function of values. The same firmware memory map and
 // the same policy give the same plan at every reset, in a test, and in
@@ -19,11 +19,12 @@
 //
 // What depends on the architecture is in [Arch], as data. Invariants, which
 // [Check] proves without this package's own arithmetic: the parts are disjoint
-// and are RAM; together they are all of the RAM, but for the first MiB of
-// x86; D, and every preserved range behind the info block at its start, is
-// made of whole memory blocks; memory that is handed over has its info block
-// outside of D; copies read L once and write only D; the RAM of a capture boot
-// is L and the first MiB of x86; nobody's RAM is the margin.
+// and are RAM; together they are all of the RAM, except for the first MiB of
+// x86; D, and every preserved range after the info block at its start,
+// consists of whole memory blocks; memory that is handed over has its info
+// block outside of D; copies read each byte of L once and write only to D; the
+// RAM of a capture boot is L and the first MiB of x86; no kernel uses the
+// margin as RAM.
 package plan
 
 import (
@@ -41,8 +42,9 @@ const (
 	// MinBootMemory is the least boot memory with which a normal kernel and
 	// its user space have a chance to save a dump.
 	MinBootMemory = 256 * phys.MiB
-	// defaultBootMemory is what distributions' kernels and initrds need until
-	// memory is released, with room; larger machines get a sixteenth.
+	// defaultBootMemory is what distributions' kernels and initrds need
+	// until memory is released, with some to spare; larger machines get a
+	// sixteenth of RAM.
 	defaultBootMemory = 512 * phys.MiB
 	fourGiB           = 4 * phys.GiB
 	// MaxParts is how many ranges a plan may have; the registration carries
@@ -54,11 +56,11 @@ const (
 type Policy struct {
 	Window  phys.Set   // the payload kernel's own RAM above 1 MiB
 	Handoff phys.Range // H
-	// BlockSize is the normal kernel's memory block, in bytes, a power of
-	// two; 0 chooses by the size of RAM.
+	// BlockSize is the size of the normal kernel's memory block, in bytes,
+	// a power of two; 0 chooses it by the size of RAM.
 	BlockSize uint64
-	// BootMemory is how large L is to be, in bytes; 0 chooses the larger of
-	// 512 MiB and a sixteenth of RAM, but at most three eighths of RAM.
+	// BootMemory is the wanted size of L, in bytes; 0 chooses the larger
+	// of 512 MiB and a sixteenth of RAM, but at most three eighths of RAM.
 	BootMemory uint64
 	Owner      Owner
 }
@@ -70,8 +72,8 @@ type Input struct {
 	// Overwritten is memory outside the window that the boot loader or
 	// firmware overwrites at each reset.
 	Overwritten phys.Set
-	// Nodes says which memory belongs to which NUMA node; none where there is
-	// one only. It may name addresses that are no RAM.
+	// Nodes says which memory belongs to which NUMA node; it is empty if
+	// there is only one node. It may name addresses that are not RAM.
 	Nodes  []memmap.Node
 	Policy Policy
 }
@@ -91,14 +93,15 @@ type Plan struct {
 	Copies      []phys.Copy // L to D
 	Owner       Owner
 
-	// Borders are addresses at which a NUMA node begins or ends. No range that
-	// is handed over lies across one: all of it would go to the node of its
-	// first byte (hmem_register_device in drivers/dax/hmem/hmem.c, v6.12).
+	// Borders are the addresses at which a NUMA node begins or ends. No
+	// range that is handed over crosses one, because the kernel gives a
+	// whole range to the node of its first byte (hmem_register_device in
+	// drivers/dax/hmem/hmem.c, v6.12).
 	Borders []uint64
 }
 
-// Refusal is why there can't be a plan: a rule, the range that breaks it, which
-// may be empty, and what to do about it.
+// Refusal says why there can't be a plan: the rule, the range that breaks it,
+// which may be empty, and what to do about it.
 type Refusal struct {
 	Rule  string
 	Range phys.Range
@@ -113,7 +116,7 @@ func (r *Refusal) Error() string {
 	return text + "; " + r.Todo
 }
 
-// What to do, by the parameter that is wrong.
+// What to do, for each parameter that can be wrong.
 const (
 	todoMap     = "the payload must get the machine's whole memory map from firmware"
 	todoWindow  = "correct warmcore.window=, or leave it out and confine the payload's kernel to the window"
@@ -153,7 +156,7 @@ func Make(in Input) (*Plan, error) {
 		return nil, &Refusal{"the boot loader overwrites the handoff area", x[0], todoHandoff}
 	}
 	free := ram.Minus(p.Window).Minus(phys.Set{p.Handoff}).Minus(p.Lost)
-	// Parts of pages can't be handed to anybody.
+	// A part of a page can't be given to a kernel.
 	p.Lost = p.Lost.Union(free.Minus(free.AlignIn(granule)))
 	free = free.AlignIn(granule)
 	p.Margin = p.windowMargin(free)
@@ -180,8 +183,8 @@ func Make(in Input) (*Plan, error) {
 	return p, nil
 }
 
-// borders returns where nodes begin and end, in order. Neighbouring ranges of
-// one node have none between them.
+// borders returns the addresses at which nodes begin or end, in order. There
+// is none between neighbouring ranges of one node.
 func borders(nodes []memmap.Node) []uint64 {
 	byID := map[uint32][]phys.Range{}
 	for _, n := range nodes {
@@ -222,10 +225,10 @@ func (p *Plan) blocks(s phys.Set) phys.Set {
 	return phys.NewSet(out...)
 }
 
-// hull is from the first to the last of s, which isn't empty.
+// hull returns the range from the start to the end of s, which isn't empty.
 func hull(s phys.Set) phys.Range { return phys.Range{Start: s[0].Start, End: s[len(s)-1].End} }
 
-// above says where RAM is looked for.
+// above says, for messages, where RAM is looked for.
 func above(a Arch) string {
 	if a.Low.Empty() {
 		return ""
@@ -271,7 +274,7 @@ func bootTarget(policy Policy, ram uint64) uint64 {
 	return max(MinBootMemory, min(max(defaultBootMemory, ram/16), ram/8*3))
 }
 
-// pair lays the bytes of from, in order, over those of to.
+// pair returns the copies that put the bytes of from, in order, into to.
 func pair(from, to phys.Set) (copies []phys.Copy) {
 	to = slices.Clone(to)
 	for _, src := range from {
@@ -300,8 +303,9 @@ func pages(s phys.Set, size uint64) phys.Set {
 	return phys.NewSet(out...)
 }
 
-// Dumped is the memory that a dump shows: all that the normal kernel uses for
-// itself. W and D are lent for user pages only and are left out.
+// Dumped returns the memory that a dump shows: all memory that the normal
+// kernel uses for itself. W and D are lent for user pages only and are left
+// out.
 func (p *Plan) Dumped() phys.Set { return p.Boot.Union(p.Preserved) }
 
 // Role is what a range of the plan is for.
@@ -341,13 +345,13 @@ func (p *Plan) Parts() []Part {
 	return out
 }
 
-// set is the memory of a role.
+// set returns the memory of a role.
 func (p *Plan) set(r Role) phys.Set {
 	return [roles]phys.Set{p.Window, {p.Handoff}, p.Boot, p.Destination, p.Preserved, p.Lost, p.Margin}[r]
 }
 
-// String prints the plan, one range a line, in the order of addresses, with
-// what the payload copies after it.
+// String prints the plan: one line for each range, in the order of addresses,
+// then what the payload copies.
 func (p *Plan) String() string {
 	parts := p.Parts()
 	slices.SortFunc(parts, func(a, b Part) int { return cmp.Compare(a.Range.Start, b.Range.Start) })

@@ -6,7 +6,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// breakerPeriod is over which Limits.Captures counts, in seconds.
+// breakerPeriod is the time over which Limits.Captures counts, in seconds.
 const breakerPeriod = 3600
 
 // firstTime is before any payload was built: 2025-01-01. A clock that says
@@ -16,21 +16,23 @@ const firstTime = 1_735_689_600
 // kept is how many captures a registration lists.
 const kept = len(registration.Counters{}.LastCaptures)
 
-// breakerBoots is over how many boots Limits.Captures counts where time can't
-// be told: so many as a machine needs that crashes at once in each boot, if no
-// dump is saved before it is given up.
+// breakerBoots is the number of boots over which Limits.Captures counts if the
+// clock can't be trusted: as many as a machine makes that crashes at once in
+// each boot and gives up each dump unsaved.
 func breakerBoots(l Limits) uint64 { return uint64(l.Captures) * (uint64(l.Attempts) + 1) }
 
-// clock is the time of the reset as well as it is known, in Unix seconds. A
-// machine without a battery starts its clock in 1970, or where it was
-// switched off; then the time at which the crashed kernel's agent armed, when
-// the normal system may have set the clock, is nearer to the truth. It is late
-// by one crash, and so are all of them: what counts is the time between.
+// clock returns the time of the reset as well as it is known, in Unix seconds.
+// A machine without a battery starts its clock in 1970, or at the time when it
+// was switched off. Then the time at which the crashed kernel's agent armed is
+// nearer to the truth, because the normal system may have set the clock. That
+// time lags by one crash, but it does so for every crash, and only the time
+// between crashes counts.
 func clock(b *registration.Block, now int64) int64 { return max(now, b.Identity.Time, 1) }
 
-// tooFrequent says why no new dump is taken, "" if one is. A capture within an
-// hour counts. It counts by its boot where its time says nothing: the clock was
-// never set, stands still, or was ahead of what it is now.
+// tooFrequent returns the reason why no new dump is taken, "" if one is taken.
+// A capture counts if it was within the last hour. If its time says nothing,
+// because the clock was never set, stands still, or was ahead of the present
+// time, the number of boots since then decides.
 func tooFrequent(b *registration.Block, now int64, limits Limits) string {
 	if limits.Captures == 0 {
 		return ""
@@ -38,7 +40,8 @@ func tooFrequent(b *registration.Block, now int64, limits Limits) string {
 	now = clock(b, now)
 	byTime, byBoots := 0, 0
 	for i, t := range b.Counters.LastCaptures {
-		// Boots may wrap, and the next one is this.
+		// Boots may wrap. The present boot is not yet counted in it:
+		// hence + 1.
 		boots := b.Counters.Boots + 1 - b.Counters.CaptureBoots[i]
 		switch {
 		case t == 0:
@@ -60,7 +63,7 @@ func tooFrequent(b *registration.Block, now int64, limits Limits) string {
 	return fmt.Sprintf("%d dumps within an hour, or within %d boots where the clock can't be trusted", byTime+byBoots, breakerBoots(limits))
 }
 
-// note lists a capture at the time t in the present boot.
+// note adds a capture at time t in the present boot to the list.
 func note(c *registration.Counters, t int64) {
 	copy(c.LastCaptures[1:], c.LastCaptures[:kept-1])
 	copy(c.CaptureBoots[1:], c.CaptureBoots[:kept-1])

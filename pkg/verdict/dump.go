@@ -10,11 +10,11 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// Dump is what a capture boot with today's plan can show of a kernel that
-// crashed under an earlier one. Usually the plans are the same, and all is
-// shown. They differ after an update of the payload, or with other parameters
-// for it, between that kernel's start and its crash. Addresses are those that
-// the crashed kernel used.
+// Dump says what a capture boot with today's plan can show of a kernel that
+// crashed under an earlier plan. Usually the plans are the same, and all is
+// shown. They differ if the payload or its parameters were changed between
+// that kernel's start and its crash. Addresses are those that the crashed
+// kernel used.
 type Dump struct {
 	// Shown is memory that both plans dump.
 	Shown phys.Set
@@ -22,20 +22,22 @@ type Dump struct {
 	// payload has overwritten, as its window, or is about to, as the
 	// destination; and what an earlier payload has overwritten since.
 	Lost phys.Set
-	// Absent has the rest of the memory that today's plan dumps: the crashed
-	// kernel had it in no dump, for user pages or because it is overwritten at
-	// each reset. It has no more ranges than the registration takes, and for
-	// that may reach over memory that is in no dump.
+	// Absent is the rest of the memory that today's plan dumps. The
+	// crashed kernel's plan didn't dump it, because it was lent for user
+	// pages or is overwritten at each reset. Absent has at most as many
+	// ranges as the registration holds; to achieve that, it may include
+	// memory that is in no dump.
 	Absent phys.Set
 }
 
-// Compare returns what a dump can show if boot memory has not been copied
-// yet. then is the plan that was registered last, absent what is in no dump of
-// it, and lost what earlier payloads have overwritten.
+// Compare returns what a dump can show if boot memory has not been copied yet.
+// then is the plan that was registered last, absent is the part of its dumped
+// memory that the dump doesn't show, and lost is what earlier payloads have
+// overwritten.
 //
-// One formula holds after any number of plans, because each capture boot
-// registers its own plan with what is absent from it, before it copies: all
-// that the payload of that boot may overwrite is outside of what it shows.
+// The same formula holds after any number of plans, because each capture boot
+// registers its own plan and what is absent from it before it copies: the
+// payload of that boot overwrites only memory outside of what is shown.
 func Compare(then []registration.PlanRange, absent, lost phys.Set, today *plan.Plan) Dump {
 	dumped := dumpedThen(then).Minus(absent)
 	now := today.Dumped()
@@ -46,8 +48,8 @@ func Compare(then []registration.PlanRange, absent, lost phys.Set, today *plan.P
 	return d
 }
 
-// dumpedThen is the dumped memory of a registered plan. What two roles claim,
-// or a role that isn't known, is in no dump.
+// dumpedThen returns the dumped memory of a registered plan. Memory that two
+// roles claim, or an unknown role, is in no dump.
 func dumpedThen(then []registration.PlanRange) phys.Set {
 	var dumped, other []phys.Range
 	for _, x := range then {
@@ -76,11 +78,11 @@ func coarse(s phys.Set, n int) phys.Set {
 	return s
 }
 
-// Check proves of each byte that the dump of d shows, by plain comparison of
-// the ranges that b registered with today's parts, that the crashed kernel had
-// it in dumped memory and that today's payload doesn't overwrite it; and that
-// all else is named as lost or absent. The payload calls it before it writes
-// anything. There is nothing to prove where d copies nothing.
+// Check proves for each byte that the dump of d shows that the crashed kernel
+// had it in dumped memory and that today's payload doesn't overwrite it; and
+// that all other memory is named as lost or absent. It compares the ranges
+// that b registered with today's parts. The payload calls it before it writes
+// anything. If d copies nothing, there is nothing to prove.
 func Check(b *registration.Block, today *plan.Plan, d Decision) error {
 	if d.Kind != plan.Capture || d.Copied {
 		return nil
@@ -89,10 +91,10 @@ func Check(b *registration.Block, today *plan.Plan, d Decision) error {
 	return check(b.Plan, absent, today, d.Dump)
 }
 
-// before is what earlier boots of the same dump have registered.
+// before returns what earlier boots of the same dump have registered.
 func (d Decision) before(b *registration.Block) (absent, lost phys.Set) {
 	if d.NewDump {
-		return nil, nil // what it says is of an earlier dump
+		return nil, nil // b describes an earlier dump
 	}
 	return phys.NewSet(b.Absent...), phys.NewSet(b.Lost...)
 }
@@ -158,15 +160,15 @@ func check(then []registration.PlanRange, absent phys.Set, today *plan.Plan, d D
 	return errors.Join(errs...)
 }
 
-// Keep returns what can still be read of a dump whose boot memory an earlier
-// boot has copied, and the crashed kernel's memory that can't. h is the ELF
-// core header of that boot: it alone says where the dump is now. Under the
-// same plan nothing is lost. Under another one the dump stays where it is,
-// nothing is copied again, and what today's payload overwrites or needs as
-// boot memory is lost.
+// Keep is for a dump whose boot memory an earlier boot has copied. It returns
+// the ELF core header of what can still be read, and the crashed kernel's
+// memory that can't. h is the ELF core header of that boot, the only record of
+// where the dump is now. Under the same plan nothing is lost. Under another
+// plan the dump stays where it is, nothing is copied again, and the memory
+// that today's payload overwrites or needs as boot memory is lost.
 //
-// Like all of the handoff area, h may be anybody's. The result is checked: all
-// that it reads is hidden from the capture kernel.
+// Like all of the handoff area, h may be forged. The result is checked: it
+// reads only memory that is hidden from the capture kernel.
 func Keep(h elfcore.Header, today *plan.Plan) (elfcore.Header, phys.Set, error) {
 	readable := today.Destination.Union(today.Preserved)
 	kept := elfcore.Header{Machine: h.Machine}

@@ -3,8 +3,8 @@
 // what is registered for the next reset.
 //
 // Everything here is a function of values. A registration was written by a
-// system that was crashing, or by a hostile one: it can cause a capture boot or
-// prevent one, and never says where anything is written.
+// system that was crashing, or by a hostile one: it can cause a capture boot
+// or prevent one, but it never decides where anything is written.
 package verdict
 
 import (
@@ -17,9 +17,9 @@ import (
 
 // Limits bound what a machine that keeps crashing may cost.
 type Limits struct {
-	// Captures is how many dumps are taken within an hour, or within a number
-	// of boots where the clock can't be trusted; more crashes lead to plain
-	// boots. 0 means no limit.
+	// Captures is how many dumps are taken within an hour, or within a
+	// number of boots if the clock can't be trusted; further crashes lead
+	// to plain boots. 0 means no limit.
 	Captures int
 	// Attempts is how many capture boots one dump gets.
 	Attempts uint32
@@ -28,9 +28,9 @@ type Limits struct {
 // DefaultLimits is what an image without warmcore.max_captures= uses.
 var DefaultLimits = Limits{Captures: 5, Attempts: 3}
 
-// maxPrearmStrikes is how many dumps of a boot that no agent ever armed may
-// go unsaved before the payload stops to pre-arm: the normal system has no
-// agent, or it never gets that far.
+// maxPrearmStrikes is how many boots in a row, in which no agent ever armed,
+// may end in a reset before the payload stops pre-arming: the normal system
+// then has no agent, or the agent never gets to run.
 const maxPrearmStrikes = 2
 
 // Situation is what the payload finds at a reset.
@@ -51,13 +51,14 @@ type Decision struct {
 	Reason  registration.Reason // of the dump, in a capture boot
 	Why     string              // one sentence for the log
 	Copied  bool                // L is in D already: do not copy again
-	Prearm  bool                // in a plain boot: a crash from now on is to be dumped
-	NewDump bool                // count it
+	Prearm  bool                // in a plain boot: dump a crash that happens before the agent arms
+	NewDump bool                // count this as a new dump
 	Dump    Dump                // in a capture boot that copies
 }
 
-// Decide chooses between a plain boot and a capture boot. It is strict: what
-// it does not understand leads to a plain boot, and Why says what that was.
+// Decide chooses between a plain boot and a capture boot. It is strict:
+// anything that it does not understand leads to a plain boot, and Why says
+// what that was.
 func Decide(s Situation) Decision {
 	plain := func(prearm bool, format string, args ...any) Decision {
 		return Decision{Kind: plan.Plain, Prearm: prearm, Why: fmt.Sprintf(format, args...)}
@@ -94,7 +95,7 @@ func Decide(s Situation) Decision {
 		d.Why = fmt.Sprintf("the dump was not saved in capture boot %d, it is offered again", b.Counters.Attempts)
 		return d
 	}
-	// A payload that died while it copied has counted an attempt.
+	// A payload that died during the copy has counted an attempt.
 	if b.Counters.Attempts >= s.Limits.Attempts {
 		return plain(prearm, "gave the dump up after %d attempts to copy boot memory", b.Counters.Attempts)
 	}
@@ -158,8 +159,8 @@ func (d Decision) Begin(old *registration.Block, p *plan.Plan, hash [32]byte, no
 	b.Counters.Attempts = 0
 	b.Absent, b.Lost = nil, nil
 	b.Capture = registration.Capture{}
-	// The mapping stays: until an agent registers, it says how memory of the
-	// boot before looks.
+	// The mapping stays: until an agent registers, it is that of the boot
+	// before.
 	b.CPUNotes, b.VMCoreInfo = nil, registration.Note{}
 	b.Identity = registration.Identity{Nonce: nonce, Time: now}
 	b.State = registration.Empty
@@ -169,14 +170,15 @@ func (d Decision) Begin(old *registration.Block, p *plan.Plan, hash [32]byte, no
 	return b
 }
 
-// The registration has room for every plan, and every handoff area for it:
-// these are negative, and no uint, if that ever changes.
+// The registration has room for every plan, and every handoff area has room
+// for the registration. If that ever changes, one of these constants is
+// negative and doesn't compile.
 const (
 	_ = uint(registration.MaxPlan - plan.MaxParts)
 	_ = uint(binding.MinHandoff - registration.SizeMin)
 )
 
-// roles has the registration's word for each of the plan's.
+// roles maps the plan's roles to the registration's.
 var roles = map[plan.Role]registration.Role{
 	plan.RoleWindow:      registration.RoleWindow,
 	plan.RoleHandoff:     registration.RoleHandoff,
@@ -187,7 +189,7 @@ var roles = map[plan.Role]registration.Role{
 	plan.RoleMargin:      registration.RoleMargin,
 }
 
-// Ranges returns a plan as the registration carries it.
+// Ranges returns a plan in the form that the registration stores.
 func Ranges(p *plan.Plan) []registration.PlanRange {
 	var out []registration.PlanRange
 	for _, x := range p.Parts() {

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// Size is that of a zero page, in bytes.
+	// Size is the size of a zero page, in bytes.
 	Size = 4096
-	// EntrySize is that of an entry of the e820 table, in bytes.
+	// EntrySize is the size of an entry of the e820 table, in bytes.
 	EntrySize = 20
 	// MaxE820 is how many entries the page holds. More go into setup_data.
 	MaxE820 = 128
@@ -58,9 +58,9 @@ func Parse(b []byte) (Page, error) {
 	return Page(b[:Size:Size]), nil
 }
 
-// New returns a page for a kernel with the setup header: what its image has
-// from offset 0x1f1 on, at most MaxHeader bytes. It names no boot loader, no
-// initrd and no setup_data.
+// New returns a page for a kernel. header is the kernel's setup header: its
+// image from offset 0x1f1 on, at most MaxHeader bytes. It names no boot
+// loader, no initrd and no setup_data.
 func New(header []byte) (Page, error) {
 	if len(header) > MaxHeader {
 		return nil, fmt.Errorf("zero page: setup header of %d bytes: want at most %d", len(header), MaxHeader)
@@ -73,11 +73,11 @@ func New(header []byte) (Page, error) {
 	return p, nil
 }
 
-// RSDP is the address of ACPI's root pointer, 0 if the boot loader left the
-// search to the kernel.
+// RSDP returns the address of ACPI's root pointer, 0 if the boot loader didn't
+// set it and the kernel must search.
 func (p Page) RSDP() uint64 { return le.Uint64(p[offRSDP:]) }
 
-// Initrd is where the boot loader put the initrd; ok is false if there is
+// Initrd returns where the boot loader put the initrd; ok is false if there is
 // none.
 func (p Page) Initrd() (r phys.Range, ok bool) {
 	start := uint64(le.Uint32(p[offExtRamdiskImage:]))<<32 | uint64(le.Uint32(p[offRamdiskImage:]))
@@ -86,8 +86,8 @@ func (p Page) Initrd() (r phys.Range, ok bool) {
 	return r, ok && !r.Empty()
 }
 
-// E820 is the memory map, as memmap.E820 takes it: entries of EntrySize
-// bytes. A page without any is an error.
+// E820 returns the memory map, in the form that memmap.E820 reads: entries of
+// EntrySize bytes. A page without entries is an error.
 func (p Page) E820() ([]byte, error) {
 	n := int(p[offE820Entries])
 	if n == 0 || n > MaxE820 {
@@ -96,17 +96,17 @@ func (p Page) E820() ([]byte, error) {
 	return p[offE820:][:n*EntrySize], nil
 }
 
-// CopyScreen takes over what from says about the screen, so that the next
-// kernel's console works.
+// CopyScreen copies the description of the screen from another page, so that
+// the next kernel's console works.
 func (p Page) CopyScreen(from Page) {
 	copy(p[offScreenInfo:][:screenInfoSize], from[offScreenInfo:])
 	copy(p[offEDID:][:edidSize], from[offEDID:])
 }
 
-// SetRSDP says where ACPI's root pointer is.
+// SetRSDP sets the address of ACPI's root pointer.
 func (p Page) SetRSDP(at uint64) { le.PutUint64(p[offRSDP:], at) }
 
-// SetInitrd says where the initrd is; an empty range is none.
+// SetInitrd sets where the initrd is; an empty range means none.
 func (p Page) SetInitrd(r phys.Range) {
 	le.PutUint32(p[offRamdiskImage:], uint32(r.Start))
 	le.PutUint32(p[offExtRamdiskImage:], uint32(r.Start>>32))
@@ -114,17 +114,17 @@ func (p Page) SetInitrd(r phys.Range) {
 	le.PutUint32(p[offExtRamdiskSize:], uint32(r.Size()>>32))
 }
 
-// SetCmdline says where the command line is, which ends with a NUL.
+// SetCmdline sets the address of the command line, which ends with a NUL.
 func (p Page) SetCmdline(at uint64) {
 	le.PutUint32(p[offCmdLinePtr:], uint32(at))
 	le.PutUint32(p[offExtCmdLinePtr:], uint32(at>>32))
 }
 
-// SetSetupData says where the list of setup_data begins.
+// SetSetupData sets the address of the first setup_data.
 func (p Page) SetSetupData(at uint64) { le.PutUint64(p[offSetupData:], at) }
 
-// SetE820 sets the memory map, of whole entries, and returns those that the
-// page has no room for.
+// SetE820 sets the memory map from a table of whole entries, and returns the
+// entries that don't fit into the page.
 func (p Page) SetE820(table []byte) (rest []byte) {
 	n := min(len(table)/EntrySize, MaxE820)
 	p[offE820Entries] = byte(n)

@@ -1,5 +1,5 @@
-// Package hotplugtest is a kernel's sysfs for tests: a directory tree and the
-// reactions of a kernel to what is written into it.
+// Package hotplugtest imitates a kernel's sysfs for tests: a directory tree,
+// and the kernel's reactions to what is written into it.
 package hotplugtest
 
 import (
@@ -19,9 +19,9 @@ import (
 type Kernel struct {
 	Root      string
 	BlockSize uint64
-	Soft      []phys.Range // Soft Reserved, a dax device each once dax_hmem is loaded
-	// ByType makes kmem bind dax devices by itself, as since v6.3; else
-	// device_dax does.
+	Soft      []phys.Range // Soft Reserved; each becomes a dax device once dax_hmem is loaded
+	// ByType makes kmem bind dax devices by itself, as kernels do since
+	// v6.3; otherwise device_dax binds them.
 	ByType bool
 	// AutoOnline puts added blocks online for the kernel at once, as a udev
 	// rule or memhp_default_state=online does.
@@ -127,7 +127,7 @@ func (k *Kernel) exists(name string) bool {
 // match binds a free device by its type.
 func (k *Kernel) match(d device) {
 	driver := "device_dax"
-	if k.ByType && len(k.pmem) == 0 { // pmem's are of the other type
+	if k.ByType && len(k.pmem) == 0 { // dax devices of pmem regions have the other type
 		driver = "kmem"
 	}
 	if k.exists("sys/bus/dax/drivers/" + driver) {

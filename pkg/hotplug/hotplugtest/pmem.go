@@ -24,7 +24,7 @@ const (
 	infoBlock = 2 * phys.MiB
 )
 
-// AddPmem gives the device tree nodes that are pmem regions.
+// AddPmem adds device tree nodes for pmem regions.
 func (k *Kernel) AddPmem(ranges ...phys.Range) {
 	for _, r := range ranges {
 		k.file(fmt.Sprintf("sys/bus/platform/devices/%x.pmem/modalias", r.Start), "of:NpmemT(null)Cpmem-region\n")

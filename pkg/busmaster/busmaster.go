@@ -1,14 +1,16 @@
-// Package busmaster keeps PCI devices that nobody drives from writing to memory.
+// Package busmaster keeps PCI devices without a driver from writing to memory.
 //
-// A warm reset need not reach every device: one that a crashed kernel gave
-// buffers may go on filling them, in memory that is a dump by then or belongs
-// to the next kernel. What a device may do is bit 2 of its command register,
-// Bus Master Enable (PCI Local Bus 3.0, section 6.2.2): with it clear the device
-// starts no access, neither to memory nor as a message signalled interrupt.
+// A warm reset need not reach every device. A device to which the crashed
+// kernel gave buffers may go on filling them, in memory that now is part of a
+// dump or belongs to the next kernel. Bit 2 of a device's command register,
+// Bus Master Enable, prevents that (PCI Local Bus 3.0, section 6.2.2): while
+// it is clear the device starts no access, neither to memory nor as a message
+// signalled interrupt.
 //
-// A device that a driver of the running kernel has bound is left alone: that
-// driver has reset it and needs it. So are bridges, which pass on what those
-// behind them do, and the parts of the chipset that others depend on.
+// A device that is bound to a driver of the running kernel is left alone: the
+// driver has reset it and needs it. So are bridges, which pass on the accesses
+// of the devices behind them, and the parts of the chipset that other devices
+// depend on.
 package busmaster
 
 import (
@@ -32,19 +34,21 @@ const (
 const (
 	classBridge = 0x06
 	classSystem = 0x08
-	// Of classSystem: others' interrupts and addresses go through them.
+	// Subclasses of classSystem: other devices' interrupts and addresses
+	// go through them.
 	subclassInterrupts = 0x00
 	subclassIOMMU      = 0x06
 )
 
-// Device is a PCI function as it is found.
+// Device is a PCI function in the state in which it was found.
 type Device struct {
 	Address string // "0000:00:1f.2"
-	Driver  string // that has bound it; empty for none
+	Driver  string // to which it is bound; empty for none
 	Config  []byte // the first bytes of its configuration space
 }
 
-// Class is the class code, base class first: 0x020000 is an Ethernet card.
+// Class returns the class code, base class first: 0x020000 is an Ethernet
+// card.
 func (d Device) Class() uint32 {
 	return uint32(d.Config[classOff+2])<<16 | uint32(d.Config[classOff+1])<<8 | uint32(d.Config[classOff])
 }
@@ -59,9 +63,9 @@ type Write struct {
 	Command uint16
 }
 
-// Quiet returns what to write so that no device that isn't driven writes to
-// memory. A device whose configuration space isn't there, or reads as ones
-// because it doesn't answer, is left out.
+// Quiet returns the writes that keep all devices without a driver from writing
+// to memory. A device whose configuration space is missing, or reads as ones
+// because the device doesn't answer, is left out.
 func Quiet(devices []Device) (writes []Write) {
 	for _, d := range devices {
 		if len(d.Config) < headerLen || d.command() == 0xffff || d.Driver != "" || d.command()&busMaster == 0 {
@@ -115,8 +119,8 @@ func readHeader(path string) ([]byte, error) {
 	return b, nil
 }
 
-// Apply carries out writes, and returns the devices that were quiet afterwards.
-// It goes on after an error.
+// Apply carries out the writes below dir, and returns the devices whose bit
+// was clear afterwards. It goes on after an error.
 func Apply(dir string, writes []Write) (quiet []Device, err error) {
 	var errs []error
 	for _, w := range writes {
@@ -139,7 +143,8 @@ func apply(path string, command uint16) error {
 	if _, err := f.WriteAt(b, commandOff); err != nil {
 		return err
 	}
-	// Reading it back also waits until the device has taken it.
+	// Reading the register back also waits until the device has received
+	// the write.
 	if _, err := f.ReadAt(b, commandOff); err != nil {
 		return err
 	}

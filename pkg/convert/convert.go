@@ -3,23 +3,23 @@
 // writes a kdump-compressed or an ELF file.
 //
 // It goes over the source twice. The first pass asks the filter about all
-// pages, because the format puts what belongs to a page in front of the data of
-// all pages; only which pages are kept stays in memory, compressed. The second
-// reads, compresses and writes what is kept. There is no thread for reading or
-// writing: a worker takes the next batch of pages, reads and compresses it, and
-// whoever completes the oldest batch gives offsets to those that are ready;
-// what has an offset is written by whoever is free. A worker without anything
-// to do sleeps, so that more workers than CPUs cost nothing.
+// pages, because the format puts the descriptors of all pages before their
+// data; only a compressed map of the kept pages stays in memory. The second
+// pass reads, compresses and writes the kept pages. There is no thread for
+// reading or writing: a worker takes the next batch of pages, reads and
+// compresses it. The worker that completes the oldest batch gives offsets to
+// all batches that are ready, and any free worker writes a batch that has an
+// offset. A worker without anything to do sleeps, so that more workers than
+// CPUs cost nothing.
 //
 // Invariants: pages are in the file in the order of their addresses, whatever
 // the number of workers, so that the same source gives the same file; each
-// page is read once and copied before it is looked at, for the memory of a
-// machine whose devices were not stopped may change; a page that can't be read
-// is left out and named in the result and in the files, never the end, and so
-// is one that the source names; the memory that is taken
-// is that of the batches, which are a few for each worker, and of the page map;
-// the headers are written last, so that what an error or a kill leaves behind
-// is no dump.
+// page is read once and copied before it is looked at, because memory may
+// change if a device was not stopped; a page that can't be read, or that the
+// source says could not be read, is left out and named in the result and in
+// the files, and the conversion goes on; memory is used only for the batches,
+// a few for each worker, and for the page map; the headers are written last,
+// so that after an error or a kill the file is not taken for a dump.
 package convert
 
 import (
@@ -41,15 +41,15 @@ var le = binary.LittleEndian
 
 // Filter says which pages to leave out; a *dumpfilter.Filter is one.
 type Filter interface {
-	// PageSize is the size of the pages that Drop is about, in bytes: that of
-	// the crashed kernel's.
+	// PageSize is the size of the pages that Drop counts, in bytes: the
+	// crashed kernel's page size.
 	PageSize() uint64
 	// Drop sets bit i%64 of dst[i/64] if page first+i is to be left out, for
 	// all i below n. It is called by several goroutines at once.
 	Drop(dst []uint64, first, n uint64) (dumpfilter.Counts, error)
 }
 
-// Format is what is written.
+// Format is the format of the dump to write.
 type Format int
 
 // Formats.
@@ -78,21 +78,23 @@ func ParseFormat(name string) (Format, error) {
 // Options of Convert.
 type Options struct {
 	Format Format
-	// Codec and Effort are of kdump files: how pages are compressed, see
+	// Codec and Effort say how pages of a kdump file are compressed; see
 	// kdump.NewEncoder.
 	Codec  kdump.Codec
 	Effort int
-	// DumpLevel is what a kdump file says about itself. Pages of zeroes are in
-	// the file whatever it is: they cost a page descriptor, or a hole.
+	// DumpLevel is the dump level in the header of a kdump file. At every
+	// level pages of zeroes are in the file: they cost a page descriptor,
+	// or a hole.
 	DumpLevel int
 	// Workers is how many goroutines work; 0 for one per CPU.
 	Workers int
-	// NoHoles writes zeroes that could be holes of the file: the flattened
-	// form has none.
+	// NoHoles writes zeroes where the file could have holes, which the
+	// flattened form doesn't have.
 	NoHoles bool
-	// Planned is called between the passes with what is known then: Pages,
-	// Dropped, Counts, and Kept, of which some may turn out to be unreadable.
-	// Its error ends the conversion before anything is written.
+	// Planned is called between the passes with what is known by then:
+	// Pages, Dropped, Counts, and Kept; some of the kept pages may turn
+	// out to be unreadable. If it returns an error, the conversion ends
+	// before anything is written.
 	Planned func(Result) error
 	// Written is called with each page that is written and its address, as it
 	// was read, by several goroutines at once. It must not keep or change it.
@@ -110,31 +112,32 @@ const (
 	Writing
 )
 
-// Progress is how far a phase is, in bytes of memory.
+// Progress says how far a phase is, in bytes of memory.
 type Progress struct {
 	Phase       Phase
 	Done, Total uint64
 }
 
-// maxUnreadable is how many ranges that can't be read are listed.
+// maxUnreadable is how many ranges of unreadable memory are listed.
 const maxUnreadable = 4096
 
-// Result is what Convert did. Counts are pages of PageSize.
+// Result says what Convert did. Counts are in pages of PageSize.
 type Result struct {
-	PageSize uint64 // of what is counted here: the files' blocks
+	PageSize uint64 // size of the pages that are counted here, in bytes: the files' blocks
 	Pages    uint64 // of memory
 	Dropped  uint64 // by the filter
 	Counts   dumpfilter.Counts
-	Absent   uint64 // the source knows of them, but doesn't have them
+	Absent   uint64 // described by the source, but not in it
 	Kept     uint64 // in the file, those of zeroes included
 	Blank    uint64 // left out, but zero in an ELF file instead
 	Zero     uint64 // of Kept, that are all zeroes
-	Filled   uint64 // all of whose 64-bit words are the same, zeroes not included
-	Raw      uint64 // that did not get smaller
-	// Unreadable is memory that could not be read, now or, as the source says,
-	// when it was written, and is not in a kdump file, or zero in an ELF file.
-	// MoreUnreadable counts pages that are not listed. The files name the same,
-	// as vmcore.UnreadableText.
+	Filled   uint64 // of Kept, whose 64-bit words are all the same but not zero
+	Raw      uint64 // of Kept, that compression did not make smaller
+	// Unreadable is memory that could not be read, either now or, as the
+	// source says, when the source was written. It is missing in a kdump
+	// file and zero in an ELF file. MoreUnreadable counts further pages
+	// that are not listed. The files name the same memory, in the form of
+	// vmcore.UnreadableText.
 	Unreadable     phys.Set
 	MoreUnreadable uint64
 	// Data is the bytes of the pages in the files, Size is the files' sizes.
@@ -159,9 +162,9 @@ type job struct {
 }
 
 // Convert writes the memory of src, without the pages that filter names (nil:
-// all of it), to dst, whose files must be empty. There are several for a split
-// kdump file. The result is valid without an error only; what is in dst with
-// one is no dump.
+// none), to dst, whose files must be empty. Several files make a split kdump
+// file. The result is valid only if the error is nil; after an error, the
+// contents of dst are not a dump.
 func Convert(ctx context.Context, src vmcore.Dump, filter Filter, dst []io.WriterAt, o Options) (Result, error) {
 	r, err := convert(ctx, src, filter, dst, o)
 	if err != nil {
@@ -216,10 +219,10 @@ func convert(ctx context.Context, src vmcore.Dump, filter Filter, dst []io.Write
 	return j.result, nil
 }
 
-// blockSize returns the size of the pages that are kept or left out one by one:
-// the kernel's, or the source's blocks if these are smaller, because of several
-// blocks that make a page the source may have some. The files have blocks of
-// that size. A block of the source that is larger than a page is several.
+// blockSize returns the unit in which memory is kept or left out, and the
+// block size of the files: the kernel's page size, or the source's block size
+// if that is smaller, because the source may have only some blocks of a page.
+// A block of the source that is larger than a page counts as several pages.
 func blockSize(info *vmcore.Info, filter Filter) uint64 {
 	size := info.PageSize
 	if info.BlockSize != 0 {
@@ -232,7 +235,7 @@ func blockSize(info *vmcore.Info, filter Filter) uint64 {
 }
 
 // parallel runs worker in all goroutines and returns the first error, which
-// ends the others at their next look at the context.
+// ends the others when they next check the context.
 func (j *job) parallel(worker func() error) error {
 	ctx, cancel := context.WithCancelCause(j.ctx)
 	defer cancel(nil)
@@ -264,7 +267,7 @@ func (j *job) progress(p Progress) {
 	j.Progress(p)
 }
 
-// inherit adds what the source names.
+// inherit adds the memory that the source names as unreadable.
 func (r *Result) inherit(info *vmcore.Info) {
 	r.MoreUnreadable += info.MoreUnreadable
 	if len(info.Unreadable) == 0 {

@@ -13,9 +13,10 @@ import (
 
 const unameField = 65 // __NEW_UTS_LEN + 1
 
-// describe returns what the headers say about the source: what it says itself,
-// completed from its memory. The error is for a machine that the format can't
-// name: a file that is silently of another machine is worse than none.
+// describe returns the contents of the headers: what the source says about
+// itself, completed from its memory. It returns an error for a machine that
+// the format can't name: a file that silently names another machine is worse
+// than none.
 func (j *job) describe() (info vmcore.Info, physBase uint64, err error) {
 	info, physBase = j.complete()
 	machine := info.Uname.Machine
@@ -59,8 +60,9 @@ func (j *job) complete() (info vmcore.Info, physBase uint64) {
 	if u, err := j.uname(v); err == nil && info.Uname.Nodename == "" {
 		info.Uname = u
 	}
-	// Of a kernel of an unknown architecture it isn't known, and not asked for:
-	// what needs the kernel's addresses has warned.
+	// For a kernel of an unknown architecture it isn't known. There is no
+	// warning here: the code that needs the kernel's addresses has given
+	// one.
 	physBase, _ = kernelmap.PhysBase(v)
 	return info, physBase
 }
@@ -91,8 +93,8 @@ func (j *job) uname(v *vmcoreinfo.Info) (vmcore.Uname, error) {
 	return u, nil
 }
 
-// loads returns the source's loads or, where a kdump file doesn't keep them,
-// new ones: all memory in the direct map, and the kernel's image.
+// loads returns the source's loads or, if a kdump file doesn't keep them, new
+// ones: all memory in the direct map, and the kernel's image.
 func (j *job) loads() ([]vmcore.Load, error) {
 	if len(j.info.Loads) > 0 {
 		return j.info.Loads, nil
@@ -120,8 +122,8 @@ func (j *job) warn(what string, err error) {
 	j.result.Warnings = append(j.result.Warnings, fmt.Sprintf("%s: %v", what, err))
 }
 
-// mapping returns where a kernel mapped its memory, as far as can be known
-// where page tables are not in the dump.
+// mapping returns where a kernel mapped its memory, as far as that is known if
+// page tables are not in the dump.
 func mapping(src vmcore.Dump, v *vmcoreinfo.Info) (kernelmap.Mapping, error) {
 	m, err := kernelmap.Read(src, v)
 	if err == nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
 
-// smallestGap is the least number of pages left out for which a segment ends,
-// as in makedumpfile (PFN_EXCLUDED): where fewer are left out, they are kept.
+// smallestGap is the least number of adjacent left-out pages that end a
+// segment, as in makedumpfile (PFN_EXCLUDED). A smaller gap is kept.
 const smallestGap = 256
 
 // elfOutput writes an ELF dump. Where each page goes is known beforehand. Pages
@@ -34,8 +34,8 @@ func (j *job) openELF(dst []io.WriterAt) error {
 	if err != nil {
 		return err
 	}
-	// A page that must not be read, or that the source doesn't have, can't be
-	// kept: then each gap ends a segment.
+	// A page that must not be read, or that the source doesn't have, can't
+	// be kept. If there is one, every gap ends a segment.
 	r := &j.result
 	fill := r.Counts.HWPoison+r.Counts.Offline+r.Absent == 0
 	gap := uint64(1)
@@ -90,8 +90,8 @@ func overlap(data []phys.Range, info *vmcore.Info) (size uint64) {
 	return size
 }
 
-// fill keeps all pages that are memory in data, and returns how many of them it
-// did not keep before.
+// fill marks all pages of memory in data as kept, and returns how many of them
+// were not kept before.
 func (k *keepMap) fill(data []phys.Range, info *vmcore.Info) (more uint64) {
 	var w, memory words
 	for i := range k.chunks {

@@ -55,15 +55,16 @@ func (o *kdumpOutput) encoder() (func(*batch, uint64, []byte), error) {
 		word, filled := same(page)
 		switch {
 		case filled && word == 0:
-			// With any dump level: as makedumpfile does it, what is left out
-			// as a page of zeroes can still be read as zeroes.
+			// At every dump level: as with makedumpfile, a page
+			// that was left out because it is zero can still be
+			// read as zeroes.
 			b.count.Zero++
 			b.pages = append(b.pages, kdump.Page{PFN: pfn, Off: kdump.Zero})
 			return
 		case filled:
 			b.count.Filled++
-			// A page that was equal lies in the same batch: nobody knows
-			// yet where others will be.
+			// The equal page is in the same batch: the offsets of
+			// other batches are not known yet.
 			if last.batch == b && last.times == b.times && last.word == word {
 				last.page.PFN = pfn
 				b.pages = append(b.pages, last.page)

@@ -25,8 +25,8 @@ const (
 // words is the bitmap of a chunk: bit i%64 of word i/64 stands for its page i.
 type words [chunkWords]uint64
 
-// keepMap is which pages to keep. Bitmaps of real memory consist of long runs,
-// so that their compressed form takes a small part of the 32 MiB that a
+// keepMap says which pages to keep. Bitmaps of real memory consist of long
+// runs, so that their compressed form takes a small part of the 32 MiB that a
 // bitmap takes for each TiB.
 type keepMap struct {
 	chunks []chunk
@@ -58,7 +58,7 @@ func (c *chunk) words(w *words, scratch []byte) error {
 // chunksOf returns the chunks in which there is memory.
 func chunksOf(info *vmcore.Info) ([]chunk, error) {
 	var out []chunk
-	next := uint64(0) // lowest chunk that may come
+	next := uint64(0) // lowest chunk that is not listed yet
 	for _, r := range info.Memory {
 		first, end := r.Start/info.BlockSize/chunkPages, (r.End-1)/info.BlockSize/chunkPages+1
 		if end > kdump.MaxPages/chunkPages {
@@ -137,8 +137,8 @@ func (s *scanner) scan(c *chunk) error {
 }
 
 // ask sets the bits of s.drop of the pages that the filter leaves out, in the
-// chunk from page first on. The filter's pages are the kernel's, which may be
-// as large as several of those here.
+// chunk from page first on. The filter's pages are the kernel's; one of them
+// may be several pages here.
 func (s *scanner) ask(first uint64) error {
 	clear(s.drop[:])
 	blocks := s.filter.PageSize() / s.info.BlockSize // a power of two, at most 64
@@ -164,7 +164,8 @@ func (s *scanner) ask(first uint64) error {
 	return nil
 }
 
-// memoryOf sets the bits of the chunk's pages of which a part is memory.
+// memoryOf sets the bits of those pages of the chunk that are memory at least
+// in part.
 func memoryOf(w *words, info *vmcore.Info, first uint64) {
 	all := phys.Range{Start: first * info.BlockSize, End: (first + chunkPages) * info.BlockSize}
 	clear(w[:])
@@ -188,7 +189,7 @@ func (c *chunk) pack(w *words) {
 	c.bits = append([]byte(nil), snappy.Encode(packed[:], plain[:])...)
 }
 
-// addScan adds what a worker counted.
+// addScan adds a worker's counts.
 func (j *job) addScan(s *scanner) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -300,11 +301,11 @@ func (c *cursor) skip(kept bool) bool {
 }
 
 // Where parts of a split dump may end: crash(8) counts the pages of a part in
-// sections of that many (BITMAP_SECT_LEN), and looks for the page behind the
-// last one of a part in that part, as if PFNs were up to and with the end.
+// sections of that many (BITMAP_SECT_LEN), and looks for the page after a
+// part's last one in that part, as if the end were inclusive.
 const (
 	partAlign = 4096
-	partTries = 1024 // sections that are looked at for an end that is not kept
+	partTries = 1024 // sections that are searched for an end that is not a kept page
 )
 
 // divide returns where each of n parts ends, as PFNs, so that all have about as
@@ -349,7 +350,7 @@ func (k *keepMap) divide(n int) (ends, pages []uint64, err error) {
 	return ends, pages, nil
 }
 
-// partEnd returns the end of a part that ends at pfn or a little behind it.
+// partEnd returns the end of a part: pfn, or a PFN shortly after it.
 func (k *keepMap) partEnd(pfn uint64) (uint64, error) {
 	end, ok := phys.AlignUp(pfn, partAlign)
 	if !ok {

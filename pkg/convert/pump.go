@@ -12,20 +12,20 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
 
-// Sizes in bytes of memory.
+// Sizes of memory, in bytes.
 const (
-	// batchSize is what a worker takes at a time. Taking it costs a lock or
-	// two, compressing it some milliseconds.
+	// batchSize is how much a worker takes at a time. Taking it costs a
+	// lock or two, compressing it takes some milliseconds.
 	batchSize = 512 << 10
-	// readSize is what is read at once: little enough to stay in a cache
-	// until it is compressed.
+	// readSize is how much is read at once: so little that it stays in a
+	// cache until it is compressed.
 	readSize = 64 << 10
 )
 
 // output is a format that is being written.
 type output interface {
-	// encoder returns what a worker calls for each page of a batch: it appends
-	// the page to b.data and b.pages.
+	// encoder returns the function that a worker calls for each page of a
+	// batch; it appends the page to b.data and b.pages.
 	encoder() (func(b *batch, pfn uint64, page []byte), error)
 	// place gives a batch its place in the file; it is called in the order of
 	// the batches, under a lock.
@@ -34,14 +34,15 @@ type output interface {
 	write(b *batch) error
 	// finish ends the file after all batches are written.
 	finish() error
-	// end returns where a batch that begins at a PFN must end at the latest.
+	// end returns the PFN at which a batch that begins at a PFN must end
+	// at the latest.
 	end(pfn uint64) uint64
 }
 
-// run is pages that follow each other.
+// run is a number of adjacent pages.
 type run struct{ first, n uint64 }
 
-// batch is some pages on their way.
+// batch is a number of pages on their way from source to output.
 type batch struct {
 	runs  []run
 	size  uint64 // pages
@@ -51,7 +52,7 @@ type batch struct {
 	ready bool   // to be placed
 	dst   io.WriterAt
 	off   int64
-	times int // it was used before
+	times int // how often it was used before
 }
 
 func (b *batch) reset() {
@@ -65,7 +66,7 @@ type pump struct {
 	wake   sync.Cond
 	cursor *cursor
 	ended  bool     // the cursor is at its end
-	free   []*batch // that nobody uses
+	free   []*batch // not in use
 	order  []*batch // taken and not yet placed, in the order of their pages
 	placed []*batch // to be written
 	idle   []*loader
@@ -76,7 +77,7 @@ type pump struct {
 func (j *job) pump() error {
 	p := &pump{job: j, cursor: newCursor(&j.keep)}
 	p.wake.L = &p.mu
-	// One to work on, one that waits for an older one or for the disk.
+	// One to work on, one that waits for an older batch or for the disk.
 	for range 2*j.Workers + 2 {
 		p.free = append(p.free, &batch{})
 	}
@@ -146,8 +147,9 @@ func (p *pump) work() error {
 	}
 }
 
-// load lets a loader read and encode a batch. There are as many loaders as ever
-// worked at a time: more workers than CPUs, which take turns, need few.
+// load lets a loader read and encode a batch. There are as many loaders as
+// workers were ever loading at the same time: if there are more workers than
+// CPUs, they take turns and need few loaders.
 func (p *pump) load(b *batch) error {
 	var l *loader
 	if n := len(p.idle); n > 0 {
@@ -227,7 +229,7 @@ func (p *pump) place() error {
 	return nil
 }
 
-// loader is what one goroutine has to itself while it loads a batch.
+// loader is the state that one goroutine needs while it loads a batch.
 type loader struct {
 	*job
 	viewer vmcore.Viewer // nil if the source is none
@@ -299,10 +301,10 @@ func (l *loader) read(buf []byte, first uint64) {
 	}
 }
 
-// readPage reads one page. What the source left out of it, or what is no memory,
-// is zero: a segment of an ELF file may begin and end anywhere, and hold less
-// than it describes. A page of which nothing is there is an error, and so is one
-// of which a part can't be read.
+// readPage reads one page. Parts of it that the source left out, or that are
+// not memory, are zero: a segment of an ELF file may begin and end anywhere,
+// and hold less than it describes. It returns an error if nothing of the page
+// is there, or if a part can't be read.
 func (l *loader) readPage(page []byte, r phys.Range) error {
 	var first error
 	some := false
@@ -330,7 +332,7 @@ func (l *loader) readPage(page []byte, r phys.Range) error {
 	return nil
 }
 
-// fill is the page of equal words that came last in a batch.
+// fill is the last page of equal words in a batch.
 type fill struct {
 	batch *batch
 	times int
@@ -341,7 +343,8 @@ type fill struct {
 // same returns the 64-bit word that all of the page consists of.
 func same(page []byte) (word uint64, ok bool) {
 	word = le.Uint64(page)
-	// The middle first: most pages differ early, and the call costs more.
+	// The middle first: in most pages a word differs early, and the call
+	// costs more than this test.
 	if le.Uint64(page[len(page)/2:]) != word || le.Uint64(page[8:]) != word {
 		return 0, false
 	}

@@ -1,16 +1,16 @@
 // Package dumpfilter decides which pages of a crashed kernel's memory a dump
 // leaves out, from VMCOREINFO and the kernel's page structures. It needs no
-// vmlinux. Levels mean what makedumpfile's mean, and so does each decision:
-// the set of pages is that of makedumpfile 1.7.8, but for what Drop's comment
+// vmlinux. Levels mean the same as makedumpfile's, and a level leaves out the
+// same pages as makedumpfile 1.7.8, with the exceptions that Drop's comment
 // names.
 //
-// Invariants: the memory is that of a crashed or hostile system. What isn't
-// understood or can't be read is kept, with a warning: a dump that is too
-// large is better than one that lacks a page. Nothing is read twice on the
-// word of the memory, every number from it is checked against a named bound
-// before it is used, and no loop is longer than the range that was asked for.
-// No kernel version is compared: VMCOREINFO's keys say how a kernel encodes
-// its pages (layout.go).
+// Invariants: the memory is that of a crashed or hostile system. Pages that
+// aren't understood or can't be judged are kept, with a warning: a dump that
+// is too large is better than one that lacks a page. Contents of that memory
+// can't cause it to be read twice, every number from it is checked against a
+// named bound before it is used, and no loop is longer than the requested
+// range. No kernel version is compared: VMCOREINFO's keys say how a kernel
+// encodes its pages (layout.go).
 package dumpfilter
 
 import (
@@ -45,9 +45,9 @@ const (
 	maxLevel = Zero | Cache | CachePrivate | User | Free
 )
 
-// Counts says what became of pages, in pages.
+// Counts says how many pages were left out, by reason, and how many were kept.
 type Counts struct {
-	Zero         uint64 // never counted here: it is whoever reads the page that finds it full of zeroes
+	Zero         uint64 // never counted here: only the reader of a page finds out that it is zero
 	Cache        uint64
 	CachePrivate uint64
 	User         uint64
@@ -87,10 +87,10 @@ type Filter struct {
 // addresses divided by the kernel's page size.
 type pages struct{ start, end uint64 }
 
-// New returns the filter for the kernel that wrote info. Memory is what the
-// dump describes; pages outside, or in part outside, are never left out.
-// A kernel whose encoding is not understood, in whole or in part, is no
-// error: what can't be judged is kept, and Warnings says so. The error is for
+// New returns the filter for the kernel that wrote info. memory is the memory
+// that the dump describes; pages that are outside of it, even in part, are
+// never left out. A kernel whose encoding is not fully understood is no error:
+// pages that can't be judged are kept, and Warnings says so. The error is for
 // a level above 31, no info, or an info without a sensible PAGESIZE, which
 // makes PFNs meaningless.
 func New(m Memory, info *vmcoreinfo.Info, memory phys.Set, level Level) (*Filter, error) {
@@ -135,10 +135,9 @@ func New(m Memory, info *vmcoreinfo.Info, memory phys.Set, level Level) (*Filter
 // kernel's, as VMCOREINFO says.
 func (f *Filter) PageSize() uint64 { return 1 << f.pageBits }
 
-// Block returns a number of pages, a power of two: ranges of multiples of it,
-// at multiples of it, are the cheapest. No free block reaches across their
-// borders; of other kinds a few pages larger than a block do, and are looked
-// up.
+// Block returns a number of pages, a power of two. Drop is fastest for ranges
+// that begin and end at multiples of it. No free block crosses such a border;
+// a few compound pages larger than a block do, and are looked up.
 func (f *Filter) Block() uint64 {
 	if f.layout == nil {
 		return 1 << defaultOrders

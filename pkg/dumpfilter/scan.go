@@ -10,7 +10,7 @@ import (
 // MiB of memory, which stay in a processor's second cache.
 const chunkBytes = 256 << 10
 
-// class is what a page is.
+// class says what kind of page a page is.
 type class uint8
 
 const (
@@ -34,8 +34,8 @@ type scan struct {
 	first  uint64 // PFN of dst's first bit
 	counts [classes]uint64
 
-	// A compound page or free block that is left out covers what lies before
-	// until; class is what it is.
+	// A compound page or free block that is left out covers all pages
+	// before until; class is its class.
 	until uint64
 	class class
 }
@@ -154,9 +154,9 @@ func (s *scan) chunk(b []byte, pfn uint64) {
 	}
 }
 
-// judge returns the class of a page that is no tail, and its order: 1<<order
-// pages are of that class. b starts with the page's structure; the next page's
-// structure is used if it is in b, too.
+// judge returns the class of a page that is not a tail, and its order:
+// 1<<order pages are of that class. b starts with the page's structure; the
+// next page's structure is used if it is in b, too.
 //
 // The order of the questions is makedumpfile's (__exclude_unnecessary_pages).
 func (s *scan) judge(b []byte, pfn, flags uint64) (c class, order uint) {
@@ -200,8 +200,8 @@ func (s *scan) judge(b []byte, pfn, flags uint64) (c class, order uint) {
 }
 
 // compound returns the order of a compound page whose head b starts with, and
-// whether it is hugetlbfs's. Order 0 is what it has if the structures
-// contradict each other.
+// whether it is hugetlbfs's. The order is 0 if the structures contradict each
+// other.
 func (l *layout) compound(b []byte, pfn uint64, mapcount uint32) (order uint, hugetlb bool) {
 	if uint64(len(b)) < 2*l.size {
 		return 0, l.hugetlb.matches(mapcount)

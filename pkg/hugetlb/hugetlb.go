@@ -80,7 +80,7 @@ type reader struct {
 	seen   map[uint64]bool   // sizes that were named
 	now    uint64            // the size to which hugepages= applies
 	last   *uint64           // the size of the last count; nil before the first
-	valid  bool              // the last hugepagesz= was a valid size
+	valid  bool              // the size that came last is valid
 	chosen uint64            // default_hugepagesz=
 	sysctl *Pool
 }

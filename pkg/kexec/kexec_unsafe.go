@@ -3,9 +3,8 @@
 // Package kexec hands images to the running kernel's kexec_load(2) and
 // starts them.
 //
-// It knows nothing of what is in a segment; pkg/segments and boot/stub place
-// them. The kernel copies the data at load time, so segments may be freed
-// after Load.
+// It doesn't look into segments; pkg/segments and boot/stub make them. The
+// kernel copies the data at load time, so segments may be freed after Load.
 package kexec
 
 import (
@@ -27,8 +26,8 @@ const OnCrash uint64 = 0x1
 // MaxSegments is the kernel's limit (KEXEC_SEGMENT_MAX, v6.12).
 const MaxSegments = 16
 
-// ErrRefused says that the kernel does not let this system use kexec_load:
-// no privilege, lockdown, or kernel.kexec_load_disabled.
+// ErrRefused says that the kernel does not allow kexec_load: no privilege,
+// lockdown, or kernel.kexec_load_disabled.
 var ErrRefused = errors.New("the kernel refuses kexec_load (root needed; lockdown and kernel.kexec_load_disabled forbid it)")
 
 // segment is struct kexec_segment of include/linux/kexec.h.
@@ -40,8 +39,8 @@ type segment struct {
 }
 
 // Load gives the kernel an image that starts at the physical address entry.
-// Segment ranges are page aligned; bytes behind a segment's data are zeroed
-// by the kernel.
+// Segment ranges are page aligned; the kernel zeroes the bytes after a
+// segment's data.
 func Load(entry uint64, segments []phys.Segment, flags uint64) error {
 	if len(segments) == 0 || len(segments) > MaxSegments {
 		return fmt.Errorf("kexec_load of %d segments: want 1 to %d", len(segments), MaxSegments)
@@ -104,16 +103,16 @@ func Restart() error {
 // the machine from booting.
 const drainTries = 100
 
-// Drain waits until the terminal has sent all that was written to it. What was
-// printed last is wanted most, and the jump cuts it off. The wait ends early,
-// without an error, at any signal (tty_wait_until_sent in
-// drivers/tty/tty_ioctl.c, v6.12), and Go's scheduler sends itself many, so the
-// queue is looked at.
+// Drain waits until the terminal has sent all that was written to it. The last
+// output matters most, and the jump would cut it off. The kernel's own wait
+// ends early, without an error, at any signal (tty_wait_until_sent in
+// drivers/tty/tty_ioctl.c, v6.12), and Go's scheduler sends itself many, so
+// Drain checks the output queue.
 func Drain(terminal *os.File) {
 	fd := int(terminal.Fd())
 	for range drainTries {
 		if err := unix.IoctlSetInt(fd, unix.TCSBRK, 1); err != nil && err != unix.EINTR {
-			return // no terminal
+			return // not a terminal
 		}
 		if n, err := unix.IoctlGetInt(fd, unix.TIOCOUTQ); err != nil || n == 0 {
 			return

@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LoadAll loads every module file in dir in the order of their names, which
-// is the order of their dependencies as initramfs/build.sh numbered them. It
-// goes on after an error, since a machine has not all the devices that
-// its payload knows; the errors are joined. A missing dir is no error.
+// LoadAll loads every module file in dir in the order of their names, which is
+// the order of their dependencies as initramfs/build.sh numbered them. It goes
+// on after an error, because no machine has all the devices that its payload
+// has modules for; the errors are joined. A missing dir is no error.
 //
-// A module's file is removed when it is loaded: the initramfs is memory, and a
-// window has little.
+// A module's file is removed once it is loaded: the initramfs takes memory,
+// and the window has little.
 func LoadAll(dir string) (loaded int, err error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.ko"))
 	if err != nil {

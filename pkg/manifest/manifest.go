@@ -1,9 +1,9 @@
 // Package manifest is manifest.json, which lies beside a saved dump and says
 // what was saved, when, of which kernel, and the checksums of its files.
 //
-// Invariants: a field is added without a new Schema; none is ever given
-// another meaning. What Read takes may be damaged or somebody else's: its
-// size is capped, and nothing in it is taken for a path.
+// Invariants: fields may be added without a new Schema; the meaning of a field
+// never changes. The input of Read may be damaged or foreign: its size is
+// capped, and nothing in it is used as a path.
 package manifest
 
 import (
@@ -28,8 +28,8 @@ const (
 	FileName = "manifest.json"
 )
 
-// maxSize caps what Read takes, in bytes: the checksums of the most blocks
-// that package checksum knows.
+// maxSize caps the input of Read, in bytes: it has room for the checksums of
+// the most blocks that package checksum allows.
 const maxSize = 1 << 30
 
 // Manifest says what is in a dump's directory. Times are RFC 3339 in UTC,
@@ -55,7 +55,8 @@ type Manifest struct {
 	CPUsFlushed uint32 `json:"cpus_flushed"` // that did
 
 	// DaxBytes is how much of the dump's source was read from dax devices,
-	// instead of /proc/vmcore. Memory that the source has twice counts twice.
+	// instead of /proc/vmcore. Memory that is in the source twice counts
+	// twice.
 	DaxBytes       uint64   `json:"dax_bytes,omitempty"`
 	Dump           Dump     `json:"dump"`
 	Files          []File   `json:"files"`
@@ -65,15 +66,15 @@ type Manifest struct {
 	Warnings       []string `json:"warnings,omitempty"`
 }
 
-// CPU is a CPU's place at the crash. Numbers that can be addresses are
-// hexadecimal strings, for JSON's numbers don't hold them.
+// CPU says what a CPU was executing at the crash. Numbers that can be
+// addresses are hexadecimal strings, because JSON's numbers can't hold them.
 type CPU struct {
 	PID uint32 `json:"pid"`
 	PC  string `json:"pc"`
 	SP  string `json:"sp"`
 }
 
-// Dump is what is in a dump that was written. Counts are pages.
+// Dump describes the contents of a written dump. Counts are in pages.
 type Dump struct {
 	Format      string `json:"format"`      // "kdump" or "elf", then " flattened" if it is
 	Compression string `json:"compression"` // "none", "zlib", "snappy", "zstd"
@@ -88,7 +89,7 @@ type Dump struct {
 	Data        uint64 `json:"data_bytes"`   // that they take in the files
 }
 
-// Counts are pages that a filter left out, by its reason.
+// Counts are the numbers of pages that a filter left out, by reason.
 type Counts struct {
 	Cache        uint64 `json:"cache"`
 	CachePrivate uint64 `json:"cache_private"`
@@ -96,14 +97,14 @@ type Counts struct {
 	Free         uint64 `json:"free"`
 	HWPoison     uint64 `json:"hwpoison"`
 	Offline      uint64 `json:"offline"`
-	Absent       uint64 `json:"absent"` // the source hadn't them either
+	Absent       uint64 `json:"absent"` // missing in the source already
 }
 
 // File is a file of the dump.
 type File struct {
 	Name    string `json:"name"`
 	Bytes   uint64 `json:"bytes"`            // its size
-	Written uint64 `json:"written"`          // without the holes that zeroes became
+	Written uint64 `json:"written"`          // its size without holes, which stand for zeroes
 	SHA256  string `json:"sha256,omitempty"` // of all its bytes
 	// CRC32C is the checksums of its blocks; `warmcore inspect --verify` reads
 	// them.
@@ -172,7 +173,7 @@ func (m *Manifest) Sums(name string) *checksum.Sums {
 	return nil
 }
 
-// Summary is one line for people.
+// Summary returns one line for people.
 func (m *Manifest) Summary() string {
 	var size uint64
 	for _, f := range m.Files {
@@ -198,7 +199,7 @@ func UnreadText(unreadable []Extent, more uint64) string {
 	return fmt.Sprintf("; %s could not be read", phys.FormatSize(more))
 }
 
-// KeptPercent returns which part of all pages is in the dump, 0 to 100.
+// KeptPercent returns how many percent of all pages are in the dump, 0 to 100.
 func (d Dump) KeptPercent() uint64 {
 	if d.Pages == 0 {
 		return 0

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Device is memory of the crashed kernel that a driver shows as a file, which
-// can only be mapped: device-dax.
+// Device is memory of the crashed kernel that device-dax shows as a file. The
+// file can only be mapped, not read.
 type Device struct {
 	file *os.File
 	size int64 // bytes
@@ -55,8 +55,9 @@ func NewDevice(f *os.File, size, align uint64) (*Device, error) {
 // Close closes the file. What is mapped stays mapped.
 func (d *Device) Close() error { return d.file.Close() }
 
-// Piece says that a part of a dump, Size bytes at Offset of its file, is what
-// Device shows at At. All three are whole pages.
+// Piece says that a part of a dump, Size bytes at Offset of its file, is the
+// same memory that Device shows at At. Size, Offset and At are multiples of a
+// page.
 type Piece struct {
 	Offset, Size uint64
 	Device       *Device
@@ -72,12 +73,12 @@ func (p Piece) end() int64 { return int64(p.Offset + p.Size) }
 // Splice makes later calls of Mapped read a piece of the dump from a device, which
 // must stay open as long as their results are used.
 //
-// First it compares the piece's first, middle and last page in device and file.
-// A page that can't be read in one of them is passed over, but at least one must
-// be readable in the device: a process without huge pages (PR_SET_THP_DISABLE)
-// can read nothing of a device whose alignment is that of huge pages
-// (__dev_dax_pte_fault in drivers/dax/device.c, v6.12), and must not get a dump
-// full of holes for it.
+// First it compares the piece's first, middle and last page in device and
+// file. A page that can't be read in one of them is passed over, but at least
+// one must be readable in the device: a process without huge pages
+// (PR_SET_THP_DISABLE) can read nothing of a device whose alignment is that of
+// huge pages (__dev_dax_pte_fault in drivers/dax/device.c, v6.12), and must
+// not get a dump full of holes because of that.
 func (s *Source) Splice(p Piece) error {
 	size := uint64(p.Device.size)
 	switch {
@@ -99,7 +100,7 @@ func (s *Source) Splice(p Piece) error {
 	return nil
 }
 
-// prove fails if pages of a piece differ from the file's.
+// prove returns an error if pages of a piece differ from those of the file.
 func (s *Source) prove(p Piece) error {
 	file, device := newMapped(s.file, int64(s.size), unix.MAP_PRIVATE), p.Device.mapped()
 	defer file.Close()
@@ -108,7 +109,7 @@ func (s *Source) prove(p Piece) error {
 	var unreadable error
 	readable := false
 	for _, at := range []uint64{0, p.Size / 2 / page * page, p.Size - page} {
-		// Not by read(2), in which bad memory may be the kernel's end.
+		// Not with read(2), in which bad memory may crash the kernel.
 		if _, err := device.ReadAt(got[:], int64(p.At+at)); errors.Is(err, ErrUnreadable) {
 			unreadable = err
 			continue

@@ -17,18 +17,19 @@ import (
 )
 
 const (
-	// mapWindow is how many bytes a Mapped maps at a time: much enough that the
-	// system calls take a hundredth of the time, little enough that several fit
-	// into the memory that a save may use. Device-dax wants multiples of 2 MiB.
+	// mapWindow is how many bytes a Mapped maps at a time: so many that
+	// the system calls take a hundredth of the time, and so few that
+	// several windows fit into the memory that a save may use. Device-dax
+	// needs multiples of 2 MiB.
 	mapWindow = 4 << 20
 	// idleWindows is how many windows stay mapped when nobody uses them.
 	idleWindows = 4
 )
 
-// Mapped reads a dump through windows of memory that is mapped from it, or from
-// the devices that were spliced into it. It is a vmcore.FileViewer; its methods
-// may run concurrently. Where a device can't be mapped it maps the dump's file,
-// and where that can't be mapped either it reads the file.
+// Mapped reads a dump through windows of memory that is mapped from it, or
+// from the devices that were spliced into it. It is a vmcore.FileViewer; its
+// methods may run concurrently. If a device can't be mapped it maps the dump's
+// file, and if that can't be mapped either it reads the file.
 type Mapped struct {
 	file   *os.File
 	size   int64
@@ -37,8 +38,8 @@ type Mapped struct {
 
 	mu      sync.Mutex
 	windows map[int64]*window // by offset divided by mapWindow
-	idle    []int64           // keys of those without users, the longest idle first
-	refused bool              // to map; reading works
+	idle    []int64           // keys of windows without users, the longest idle first
+	refused bool              // mapping is refused; reading works
 }
 
 // mappedPiece is a Piece with the view of its device.
@@ -147,8 +148,8 @@ var ErrUnreadable = errors.New("memory can't be read")
 
 // ViewAt calls f with the n bytes at off, in parts of up to 4 MiB that are
 // mapped from the dump. f must not keep a part, change it, or let another
-// goroutine read it. If f reads memory that is unreadable, it ends there as if it
-// had panicked, and ViewAt returns an error that wraps ErrUnreadable.
+// goroutine read it. If f reads memory that is unreadable, f ends there as if
+// it had panicked, and ViewAt returns an error that wraps ErrUnreadable.
 func (m *Mapped) ViewAt(off, n int64, f func(b []byte)) error {
 	if off < 0 || n < 0 || off > m.size || n > m.size-off {
 		return fmt.Errorf("view %#x bytes at offset %#x of a dump of %#x: %w", n, off, m.size, io.ErrUnexpectedEOF)
@@ -248,7 +249,7 @@ func (m *Mapped) read(p []byte, off int64) (n int, err error) {
 	if err == nil {
 		return n, nil
 	}
-	// The window of n is the one that has a bad page.
+	// The window that contains p[n] has a bad page.
 	for n < len(p) {
 		at := off + int64(n)
 		size := int(min(int64(len(p)-n), page-at%page))

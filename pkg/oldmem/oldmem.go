@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package oldmem reads the memory of a crashed kernel where the running kernel
-// offers it: /proc/vmcore and device-dax.
+// Package oldmem reads the memory of a crashed kernel from where the running
+// kernel shows it: /proc/vmcore and device-dax.
 //
 // Invariants: a page that can't be read (a bad DIMM, a hole that the ELF core
 // header should not have) makes that read fail and never ends the program; the

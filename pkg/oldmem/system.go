@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Hide mounts an empty file, cover, over path, which is /proc/vmcore. Nobody can
-// then take memory that the running kernel uses for a dump. Hide creates cover.
-// It does nothing if path is missing or already empty.
+// Hide mounts an empty file, cover, over path, which is /proc/vmcore. Memory
+// that the running kernel uses can then not be mistaken for a dump. Hide
+// creates cover. It does nothing if path is missing or already empty.
 func Hide(path, cover string) error {
 	st, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0 {

@@ -1,6 +1,7 @@
-// Package outcome has what a flow tells the command that started it, besides
-// its result: how far it is, that there is nothing to do, or that it refuses.
-// The command makes an exit code, a line or JSON of it.
+// Package outcome has the types with which an operation such as arm or save
+// tells the command that started it more than its result: how far it is, that
+// there is nothing to do, or that it refuses. The command turns that into an
+// exit code, a line or JSON.
 package outcome
 
 import (
@@ -8,8 +9,8 @@ import (
 	"time"
 )
 
-// Refusal says that a flow was not carried out, for a reason that someone can
-// do something about.
+// Refusal is the error of an operation that was not carried out, for a reason
+// that someone can do something about.
 type Refusal struct {
 	What string // the reason
 	Todo string // what to do about it
@@ -29,7 +30,7 @@ type Nothing struct {
 
 func (n *Nothing) Error() string { return n.What }
 
-// Progress is how far a long flow has come.
+// Progress says how far a long operation is.
 type Progress struct {
 	What        string // such as "save"
 	Done, Total uint64 // bytes

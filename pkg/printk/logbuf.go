@@ -99,9 +99,9 @@ func (b *logBuffer) layout(v *vmcoreinfo.Info) error {
 type span struct{ start, end uint64 }
 
 // records reads the parts of the log in the order of time. Only a record says
-// where the next one is: one that can't be right costs the rest of its part.
-// What is newest begins at the beginning of the buffer if the log has wrapped,
-// and is found again there.
+// where the next one is, so a corrupt record costs the rest of its part. If
+// the log has wrapped, its newest records begin at the start of the buffer and
+// are found again there.
 func (b *logBuffer) records() Log {
 	var k keeper
 	parts := []span{{b.first, b.next}}

@@ -22,10 +22,10 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
-// Caps.
+// Caps of what is read.
 const (
-	// MaxRecords is how many records are read, the newest: the ring of a
-	// log_buf_len of 64 MiB has as many descriptors.
+	// MaxRecords is how many records are read; the newest are kept. The
+	// ring of a log_buf_len of 64 MiB has as many descriptors.
 	MaxRecords = 1 << 21
 	// maxCountBits bounds the descriptors of a ring: one for 32 bytes of the
 	// largest text ring (PRB_AVGBITS in kernel/printk/printk.c, v6.12).
@@ -60,7 +60,7 @@ type Record struct {
 	Text     []byte
 }
 
-// Log is what could be read.
+// Log is the part of the log that could be read.
 type Log struct {
 	Records []Record // oldest first
 	// Lost counts the records that were in the log and could not be read:
@@ -94,10 +94,11 @@ func Read(info *vmcoreinfo.Info, mem Memory) (Log, error) {
 	return Log{}, fmt.Errorf("read printk log: %w", ErrNoLog)
 }
 
-// keeper collects records; of too many, or of too much text, the newest.
+// keeper collects records. If there are too many, or too much text, it keeps
+// the newest.
 type keeper struct {
 	records []Record
-	first   int // of those that are kept
+	first   int // index of the oldest record that is kept
 	text    int // bytes in them
 	lost    int
 }
@@ -120,7 +121,7 @@ func (k *keeper) add(r Record) {
 
 func (k *keeper) log() Log { return Log{k.records[k.first:], k.lost} }
 
-// layout is where things are in the structures, from VMCOREINFO.
+// layout has the offsets and sizes of the structures, from VMCOREINFO.
 type layout struct {
 	prb                                     uint64 // address of the pointer to the ring
 	ring, desc, info                        uint64 // sizes
@@ -286,7 +287,7 @@ func (r *ring) records() Log {
 	return k.log()
 }
 
-// record returns the record of an id; nil if there is none and should be none.
+// record returns the record of an id; nil if there is none, which is no loss.
 func (r *ring) record(id uint64) (rec *Record, ok bool) {
 	index := id & (r.count - 1)
 	d, err := r.descriptors.read(index*r.desc, r.desc)

@@ -10,8 +10,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/cmdline"
 )
 
-// guest refuses in a guest whose memory is encrypted: the flag sme only says
-// that the CPU could.
+// guest refuses in a guest whose memory is encrypted. The CPU flag sme is not
+// enough: it only says that the CPU is able to encrypt.
 func guest(root fs.FS) Check {
 	const remedy = "use kdump"
 	if _, err := fs.Stat(root, "dev/sev-guest"); err == nil {
@@ -23,8 +23,8 @@ func guest(root fs.FS) Check {
 	return ok()
 }
 
-// memoryEncryption refuses if memory is encrypted with a key that a reset
-// changes: what was preserved would be noise.
+// memoryEncryption refuses if memory is encrypted with a key that changes at a
+// reset: preserved memory would then be unreadable.
 func memoryEncryption(root fs.FS) Check {
 	const remedy = "turn memory encryption off in firmware's setup, or use kdump"
 	text, err := read(root, "proc/cmdline")
@@ -45,8 +45,8 @@ func memoryEncryption(root fs.FS) Check {
 			return refuse(remedy, "firmware encrypts memory (TSME), and a reset changes the key")
 		}
 	}
-	// Since v6.8 the kernel takes the flag away where firmware hasn't enabled
-	// TME; the register tells with any kernel.
+	// Since v6.8 the kernel removes the flag if firmware hasn't enabled
+	// TME; the register is right with any kernel.
 	switch on, known := tme(root); {
 	case known && on:
 		return refuse(remedy, "firmware encrypts memory (TME), and a reset changes the key")
@@ -61,8 +61,8 @@ const (
 	tmeEnabled  = 1 << 1
 )
 
-// tme reads IA32_TME_ACTIVATE through the module msr. known is false where
-// that isn't loaded, and on a CPU without TME.
+// tme reads IA32_TME_ACTIVATE through the module msr. known is false if that
+// module isn't loaded or the CPU has no TME.
 func tme(root fs.FS) (on, known bool) {
 	if !cpuFlag(root, "tme") {
 		return false, false // reading the register would fault

@@ -1,9 +1,10 @@
 // Package readiness checks whether a machine can keep the promise of "armed":
-// that a crash now gives a whole dump.
+// that a crash now gives a complete dump.
 //
 // Each check has a name, a verdict, and for all but [OK] a reason and a
-// remedy. The first one that says [Refuse] is why the agent doesn't arm. A
-// check reads what the kernel shows in proc, sys and dev, and changes nothing.
+// remedy. The first check with the verdict [Refuse] is the reason why the
+// agent doesn't arm. A check reads what the kernel shows in proc, sys and dev,
+// and changes nothing.
 package readiness
 
 import (
@@ -25,8 +26,7 @@ const (
 	Refuse Verdict = "refuse" // a crash could not be dumped
 )
 
-// Check is what was found out about one condition. Reason and Remedy are one
-// line each.
+// Check is the result for one condition. Reason and Remedy are one line each.
 type Check struct {
 	Name    string  `json:"name"`
 	Verdict Verdict `json:"verdict"`
@@ -44,7 +44,7 @@ func warn(remedy, format string, args ...any) Check {
 	return Check{Verdict: Warn, Reason: fmt.Sprintf(format, args...), Remedy: remedy}
 }
 
-// unreadable is the verdict where the kernel has something that can't be read.
+// unreadable is the check's result if a file exists but can't be read.
 func unreadable(err error) Check {
 	return refuse("see why this can't be read, as root on the host", "%v", err)
 }
@@ -90,7 +90,7 @@ func read(root fs.FS, name string) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// Lockdown returns the kernel's lockdown mode, none where it has no lockdown.
+// Lockdown returns the kernel's lockdown mode, "none" if it has no lockdown.
 func Lockdown(root fs.FS) string {
 	text, err := read(root, "sys/kernel/security/lockdown")
 	if err != nil {
@@ -143,9 +143,9 @@ const overwriteRequestFile = "sys/firmware/efi/efivars/MemoryOverwriteRequestCon
 func memoryOverwrite(root fs.FS) Check {
 	b, err := fs.ReadFile(root, overwriteRequestFile)
 	if err != nil || len(b) < 5 {
-		return ok() // no such variable: nobody asked
+		return ok() // no such variable: nobody asked for clearing
 	}
-	// efivarfs puts 4 bytes of attributes in front.
+	// efivarfs puts 4 bytes of attributes before the value.
 	if b[4]&1 != 0 {
 		return refuse("boot a kernel without CONFIG_RESET_ATTACK_MITIGATION, through the payload",
 			"firmware has been asked to clear memory at the next reset (MemoryOverwriteRequestControl)")
@@ -153,11 +153,12 @@ func memoryOverwrite(root fs.FS) Check {
 	return ok()
 }
 
-// settings turn what would hang or limp on into a panic.
+// settings are the sysctls that turn a hang, an unknown NMI or an oops into a
+// panic.
 var settings = []string{"hung_task_panic", "softlockup_panic", "hardlockup_panic", "unknown_nmi_panic", "panic_on_oops"}
 
-// panics names the settings that are off. It is the operator's policy, so it
-// refuses nothing.
+// panics warns about settings that are off. They are the operator's policy, so
+// it never refuses.
 func panics(root fs.FS) Check {
 	var off []string
 	for _, s := range settings {
@@ -173,10 +174,11 @@ func panics(root fs.FS) Check {
 }
 
 // Memory checks that the RAM which the running kernel uses for itself is
-// dumped, and not overwritten: of what is not in the plan at all, the rest of
-// a dump is still worth having. inUse is that RAM, without what holds user pages only; dumped is
-// boot memory and preserved memory; overwritten is what a reset or the copy of
-// boot memory overwrites.
+// dumped. It refuses if some of it is overwritten. If some is merely not in
+// the plan it only warns, because the rest of the dump is still worth having.
+// inUse is that RAM, without memory that holds user pages only; dumped is boot
+// memory and preserved memory; overwritten is what a reset or the copy of boot
+// memory overwrites.
 func Memory(inUse, dumped, overwritten phys.Set) Check {
 	const name = "memory"
 	left := inUse.Minus(dumped)
@@ -186,8 +188,8 @@ func Memory(inUse, dumped, overwritten phys.Set) Check {
 		c.Name = name
 		return c
 	}
-	// The plan is made of whole pages, of up to 64 KiB; what a kernel finds at
-	// the borders of that is smaller.
+	// The plan is made of whole pages, of up to 64 KiB; smaller pieces at
+	// the borders are ignored.
 	left = left.AlignIn(pageMax)
 	if len(left) > 0 {
 		c := warn("take it offline, or online it as online_movable; or boot through the payload again",
@@ -200,8 +202,8 @@ func Memory(inUse, dumped, overwritten phys.Set) Check {
 
 const pageMax = 64 * phys.KiB
 
-// Kept checks that no memory of the last dump is kept any more, of bytes that
-// are not given back.
+// Kept checks that no memory of the last dump is held any more; bytes is how
+// much has not been given back.
 func Kept(bytes uint64) Check {
 	c := ok()
 	if bytes > 0 {

@@ -1,5 +1,5 @@
-// Package superblock reads what a file system is called: type, UUID and label
-// of ext2 to ext4, xfs, btrfs and FAT, as boot configurations name them.
+// Package superblock reads by what a boot configuration can name a file
+// system: type, UUID and label of ext2 to ext4, xfs, btrfs and FAT.
 package superblock
 
 import (
@@ -9,15 +9,15 @@ import (
 	"strings"
 )
 
-// Info is what a file system is called.
+// Info identifies a file system.
 type Info struct {
 	Type  string // GRUB's name: ext2, xfs, btrfs, fat
-	UUID  string // as blkid prints it; FAT's serial number is one, too
+	UUID  string // as blkid prints it; for FAT the serial number
 	Label string
 }
 
 // Read looks at the beginning of a disk or partition; ok is false if there is
-// no file system that it knows.
+// no known file system.
 func Read(disk io.ReaderAt) (i Info, ok bool) {
 	at := func(off int64, n int) []byte {
 		b := make([]byte, n)

@@ -25,17 +25,17 @@ func create(path string) (*os.File, error) {
 	return f, nil
 }
 
-// claim makes a new file for a dump, as create does, that is the caller's until
-// it is closed, or until the process ends however it ends. What a dead process
-// left at path is removed first. The error wraps errClaimed if a process that
-// lives has it.
+// claim makes a new file for a dump, as create does. It belongs to the caller
+// until it is closed or the process ends, in whatever way. A file that a dead
+// process left at path is removed first. The error wraps errClaimed if a
+// living process has claimed it.
 func claim(path string) (*os.File, error) {
 	if _, err := discard(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	f, err := create(path)
 	if errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("create %s: %w", path, errClaimed) // since then
+		return nil, fmt.Errorf("create %s: %w", path, errClaimed) // claimed in the meantime
 	}
 	if err != nil {
 		return nil, err
@@ -47,9 +47,10 @@ func claim(path string) (*os.File, error) {
 	return f, nil
 }
 
-// discard removes the file at path that a dead process claimed, and returns its
-// size in bytes. It removes nothing but a regular file. The error wraps
-// errClaimed if a process that lives has it, fs.ErrNotExist if there is none.
+// discard removes the file at path that a dead process claimed, and returns
+// its size in bytes. It removes nothing but a regular file. The error wraps
+// errClaimed if a living process has claimed it, fs.ErrNotExist if there is no
+// file.
 func discard(path string) (size int64, err error) {
 	st, err := os.Lstat(path)
 	if err != nil {
@@ -58,7 +59,7 @@ func discard(path string) (size int64, err error) {
 	if !st.Mode().IsRegular() {
 		return 0, fmt.Errorf("remove incomplete dump: %s is not a regular file", path)
 	}
-	// For writing, because locks of NFS want it.
+	// Opened for writing, because locks on NFS need that.
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return 0, fmt.Errorf("remove incomplete dump: %w", err)
@@ -73,10 +74,10 @@ func discard(path string) (size int64, err error) {
 	return st.Size(), nil
 }
 
-// lock locks f, which was opened as path. Who removes a file holds its lock, and
-// who has made one looks for it again when it is locked: so of two processes
-// that want the same name one gets it. A file system without locks has no more
-// than the second look.
+// lock locks f, which was opened as path. A process holds the lock of a file
+// while it removes it, and a process that has made a file checks, once it is
+// locked, that it still has its name. So of two processes that want the same
+// name, one gets it. On a file system without locks there is only that check.
 func lock(f *os.File, path string) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("lock %s: %w", path, errClaimed)

@@ -10,8 +10,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/outcome"
 )
 
-// Pipe is a target whose other end nobody here knows: what is written there
-// may arrive or not.
+// Pipe is a target whose other end is unknown: what is written may arrive
+// there or not.
 type Pipe struct {
 	w io.Writer
 }
@@ -29,7 +29,8 @@ func (p *Pipe) Create(_ context.Context, _ string, parts int) ([]File, error) {
 	return []File{pipeFile{p.w}}, nil
 }
 
-// Commit implements Target: there is no name to give, and no proof.
+// Commit implements Target. There is no name to give and no proof that the
+// dump is durable.
 func (p *Pipe) Commit(context.Context) (durable bool, err error) { return false, nil }
 
 // Abort implements Target.

@@ -1,13 +1,14 @@
 //go:build linux
 
-// Package target is where a dump goes: a Target takes the files of one dump,
-// and small files that lie beside it. Whoever writes a dump knows only the
-// interfaces; what a place can't do, it doesn't implement, and the writer does
-// without: a pipe can't be written in any order, so it gets the flattened form.
+// Package target has the places to which a dump can go. A Target takes the
+// files of one dump, and small files beside it. Code that writes a dump knows
+// only the interfaces. A place doesn't implement what it can't do, and the
+// writer works without it: a pipe can't be written in any order, for example,
+// so it gets the flattened form.
 //
-// Invariants: what is not whole has no name under which anybody would take it
-// for a dump; nothing that somebody else made is replaced; Commit says that a
-// dump is durable only where the target has proof of it.
+// Invariants: an incomplete file has no name that could be taken for that of a
+// dump; files that somebody else made are never replaced; Commit says that a
+// dump is durable only if the target has proof of it.
 //
 // Only this package, and those below it, may talk to the network.
 package target
@@ -33,11 +34,11 @@ type Target interface {
 	// if there is such a file already, or if another process is writing it.
 	// The end of ctx also ends writes to the files that are waiting.
 	Create(ctx context.Context, name string, parts int) ([]File, error)
-	// Commit gives the files their names, when all of them are written. The
-	// first one gets its name last, so that whoever sees that has all of them.
-	// After an error either none has its name or all have, and are whole.
-	// durable says that the target has proof that the dump survives a loss of
-	// power.
+	// Commit gives the files their names, when all of them are written.
+	// The first file gets its name last, so that where it exists all
+	// others do, too. After an error either none has its name or all have,
+	// and are whole. durable says that the target has proof that the dump
+	// survives a loss of power.
 	Commit(ctx context.Context) (durable bool, err error)
 	// Abort removes what was created and not committed. The error wraps
 	// errors.ErrUnsupported if nothing can be taken back, as from a pipe.
@@ -53,7 +54,8 @@ type Target interface {
 // Putter is implemented by targets that have room for more than the dump.
 type Putter interface {
 	// Put stores a small file, whole or not at all. It is durable when the
-	// dump is. One of the same name that an earlier try left is replaced.
+	// dump is. A file of the same name that an earlier try left is
+	// replaced.
 	Put(ctx context.Context, name string, content []byte) error
 }
 
@@ -67,17 +69,17 @@ type File interface {
 }
 
 // RandomAccess is a File that is written in any order, by several goroutines,
-// and can be read back. What nobody writes is zero.
+// and can be read back. Bytes that are never written are zero.
 type RandomAccess interface {
 	File
 	io.WriterAt
 	io.ReaderAt
 	Size() (int64, error) // bytes
-	// Sync returns when the content survives a loss of power.
+	// Sync returns once the content would survive a loss of power.
 	Sync() error
 }
 
-// Stdout as a place stands for standard output.
+// Stdout is the name of the place that is standard output.
 const Stdout = "-"
 
 // Open returns the target that where names: Stdout, or a directory for a dump,
@@ -90,8 +92,8 @@ func Open(where string, stdout io.Writer) (Target, error) {
 }
 
 // OpenFile returns the target for a dump called path, and the dump's name in
-// it: Stdout, or a directory that exists. Files of keep are not replaced even
-// if they look like what a dead process left: they are to be read.
+// it: Stdout, or a directory that exists. Files in keep are not replaced even
+// if they look like leftovers of a dead process: they are still to be read.
 func OpenFile(path string, stdout io.Writer, keep ...fs.FileInfo) (t Target, name string) {
 	if path == Stdout {
 		return NewPipe(stdout), ""
@@ -108,7 +110,7 @@ func PartName(name string, i, parts int) string {
 	return name
 }
 
-// Full says whether err is that of a file system, or a quota, that is full.
+// Full says whether err means that a file system or a quota is full.
 func Full(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }

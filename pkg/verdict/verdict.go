@@ -28,8 +28,8 @@ type Limits struct {
 // DefaultLimits is what an image without warmcore.max_captures= uses.
 var DefaultLimits = Limits{Captures: 5, Attempts: 3}
 
-// maxPrearmStrikes is how many boots in a row, in which no agent ever armed,
-// may end in a reset before the payload stops pre-arming: the normal system
+// maxPrearmStrikes is how many dumps in a row, of boots in which no agent ever
+// armed, may go unsaved before the payload stops pre-arming: the normal system
 // then has no agent, or the agent never gets to run.
 const maxPrearmStrikes = 2
 

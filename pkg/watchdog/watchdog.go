@@ -1,11 +1,11 @@
-// Package watchdog sets deadlines to what a program does, one after the other,
-// and has the machine reset when one is missed: by a hardware watchdog, and
-// where there is none by the caller.
+// Package watchdog sets a deadline for each phase of a program, and has the
+// machine reset when one is missed: by a hardware watchdog, or by the caller
+// if there is none.
 //
-// The hardware's own time-out is short, and this package answers it for as
-// long as the present deadline isn't over. So a deadline may be longer than any
-// watchdog can wait; and a kernel that hangs, with this program in it, is reset
-// after the short one.
+// The hardware's own time-out is short, and this package answers the hardware
+// until the present deadline is over. So a deadline may be longer than any
+// watchdog can wait, and if the kernel hangs, and this program with it, the
+// machine is reset after the short time-out.
 package watchdog
 
 import (
@@ -22,14 +22,15 @@ import (
 // for a machine that is slow to schedule anything, such as an emulated one.
 const Timeout = 60 * time.Second
 
-// longTimeout is for hardware that can't be stopped, when the next kernel takes
-// over: its driver has so long to come. Few can wait longer.
+// longTimeout is for hardware that can't be stopped when the next kernel takes
+// over: that kernel's driver must answer it within this time. Few watchdogs
+// can wait longer.
 const longTimeout = 600 * time.Second
 
 // device is a watchdog of the machine.
 type device interface {
 	ping() error
-	// setTimeout returns what the hardware made of it.
+	// setTimeout returns the time-out that the hardware really uses.
 	setTimeout(time.Duration) (time.Duration, error)
 	// stop says with stopped that the hardware has stopped.
 	stop() (stopped bool, err error)
@@ -37,7 +38,7 @@ type device interface {
 
 // Watchdog holds the program to its deadlines. Make it with Start.
 type Watchdog struct {
-	dev    device // nil without hardware
+	dev    device // nil if there is no hardware
 	missed func(phase string, limit time.Duration)
 	done   chan struct{}
 	ended  chan struct{}
@@ -48,8 +49,8 @@ type Watchdog struct {
 	deadline time.Time
 }
 
-// ErrNone is what Open gives on a machine without a watchdog that the running
-// kernel has a driver for.
+// ErrNone is Open's error on a machine without a watchdog for which the
+// running kernel has a driver.
 var ErrNone = errors.New("no hardware watchdog")
 
 // Hardware is an opened watchdog, for Start.
@@ -57,7 +58,7 @@ type Hardware struct {
 	dev     device
 	Name    string        // as its driver calls it
 	Timeout time.Duration // after which it resets
-	Fired   bool          // it did the last reset, if its driver can tell
+	Fired   bool          // it caused the last reset, if its driver can tell
 }
 
 // Open opens path, /dev/watchdog in production, which starts the hardware.
@@ -73,7 +74,8 @@ func Open(path string) (*Hardware, error) {
 	h := &Hardware{Name: "unnamed"}
 	info, err := unix.IoctlGetWatchdogInfo(fd)
 	if err != nil {
-		// It is no watchdog, and must not be left running if it is.
+		// It seems not to be a watchdog. If it is one after all, it
+		// must not be left running.
 		_, _ = f.Write([]byte("V"))
 		return nil, errors.Join(fmt.Errorf("watchdog %s: WDIOC_GETSUPPORT: %w", path, err), f.Close())
 	}
@@ -90,9 +92,9 @@ func Open(path string) (*Hardware, error) {
 	return h, nil
 }
 
-// Start begins with the first phase. hardware may be nil. missed is called once,
-// when a deadline is over, from another goroutine than the one that hangs: it
-// should reset the machine. If it hangs too, the hardware does it.
+// Start begins the first phase. hardware may be nil. missed is called once,
+// when a deadline is over, from a goroutine of its own: it should reset the
+// machine. If it hangs too, the hardware resets the machine.
 func Start(hardware *Hardware, phase string, limit time.Duration, missed func(phase string, limit time.Duration)) *Watchdog {
 	w := &Watchdog{missed: missed, done: make(chan struct{}), ended: make(chan struct{})}
 	interval := time.Second
@@ -126,7 +128,7 @@ func (w *Watchdog) run(interval time.Duration) {
 			return
 		}
 		if w.dev != nil {
-			_ = w.dev.ping() // no error means more than that it fires
+			_ = w.dev.ping() // ignored: after an error the hardware fires, and nothing else can be done
 		}
 		select {
 		case <-tick.C:

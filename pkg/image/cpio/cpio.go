@@ -37,8 +37,8 @@ type Writer struct {
 // NewWriter returns a Writer to w.
 func NewWriter(w io.Writer) *Writer { return &Writer{w: w, seen: map[string]bool{}} }
 
-// File writes an executable file of size bytes, which data must have, and
-// before it the folders that it lies in.
+// File writes an executable file of size bytes, the length of data, and before
+// it the folders that it is in.
 func (c *Writer) File(name string, size int64, data io.Reader) {
 	c.entry(name, modeFile, size, data)
 }

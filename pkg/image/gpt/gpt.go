@@ -15,7 +15,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// SectorSize is that of every disk here, in bytes.
+// SectorSize is the sector size of every disk, in bytes.
 const SectorSize = 512
 
 // Partitions begin FirstByte bytes from the start of the disk or later, as
@@ -38,15 +38,15 @@ const (
 	ESPType   = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b" // EFI system partition
 )
 
-// Partition is one of a disk.
+// Partition is a partition of a disk.
 type Partition struct {
 	Type, UUID string     // in the usual form, such as LinuxType
 	Name       string     // at most 36 characters
 	Bytes      phys.Range // of the disk, whole sectors
 }
 
-// Write writes both tables of a disk of size bytes, and nothing of what is
-// between them. It writes nothing at all if they would be wrong.
+// Write writes both tables of a disk of size bytes, and nothing between them.
+// If the tables would be wrong, it returns an error and writes nothing.
 func Write(w io.WriterAt, size int64, diskUUID string, partitions ...Partition) error {
 	if size%SectorSize != 0 || size < FirstByte+LastBytes+SectorSize {
 		return fmt.Errorf("partition table: a disk of %d bytes has no room for a partition, or is no whole number of sectors", size)

@@ -16,7 +16,7 @@ const (
 	FlagLA57 = 1 << 0 // enter the image with 5-level paging
 )
 
-// AMD64Machine is an x86-64 machine to run.
+// AMD64Machine is the x86-64 machine of one run.
 type AMD64Machine struct {
 	CPUs   int
 	Crash  uint32 // APIC ID of the CPU that enters the image
@@ -24,7 +24,8 @@ type AMD64Machine struct {
 	Entry  uint64 // where it enters, below 1 GiB
 	Memory string // as QEMU's -m; empty is 1G
 
-	// Load is bytes to put into guest memory before it starts, by address.
+	// Load has bytes to put into guest memory before the guest starts, by
+	// physical address.
 	Load map[uint64][]byte
 }
 
@@ -52,7 +53,7 @@ func (m AMD64Machine) Run(t testing.TB, boot []byte) *Result {
 	return f.start("qemu-system-x86_64", memory)
 }
 
-// TripleFault says whether the reset was one.
+// TripleFault says whether the reset came from a triple fault.
 func (r *Result) TripleFault() bool {
 	r.t.Helper()
 	b, err := os.ReadFile(r.log)

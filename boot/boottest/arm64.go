@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Where testdata/arm64/testboot.S lies, has its parameters and writes its
-// log. RAM begins at 0x4000_0000, with QEMU's device tree in its first MiB.
+// Addresses of testdata/arm64/testboot.S, of its parameters and of its log.
+// RAM begins at 0x4000_0000, with QEMU's device tree in its first MiB.
 const (
 	arm64Boot   = 0x4020_0000
 	arm64Params = 0x4030_0000
@@ -19,20 +19,20 @@ const (
 )
 
 // Flags for arm64's testboot.S. With FlagGuest the test's own hypervisor logs
-// what the image does; the flags behind it say how the hypervisor answers. It
-// needs ARM64Machine.EL2.
+// what the image does; the flags after it say how the hypervisor answers.
+// FlagGuest needs ARM64Machine.EL2.
 const (
 	FlagE2H         = 1 << iota // at EL2, as a kernel with VHE leaves it
 	FlagGuest                   // at EL1, below a hypervisor
 	FlagHasReset2               // PSCI_FEATURES knows SYSTEM_RESET2
-	FlagReset2Works             // SYSTEM_RESET2 resets, known or not
+	FlagReset2Works             // SYSTEM_RESET2 resets, whether or not PSCI_FEATURES knows it
 	FlagResetWorks              // SYSTEM_RESET resets
 	FlagNoSetWay                // operations by set and way are undefined
 	FlagNoPSCI                  // hvc and smc are undefined
 	FlagNoAffinity              // AFFINITY_INFO is not supported
 )
 
-// ARM64Machine is an arm64 machine to run: QEMU's virt, 1 GiB of RAM.
+// ARM64Machine is the arm64 machine of one run: QEMU's virt, 1 GiB of RAM.
 type ARM64Machine struct {
 	CPU    string // as QEMU's -cpu; empty is cortex-a57
 	CPUs   int    // at most 8; the MPIDR of each is its number
@@ -42,17 +42,19 @@ type ARM64Machine struct {
 	Parked uint32 // bitmap of CPUs that wait for ever and don't go off
 	Entry  uint64
 
-	// MPIDR, if not 0, is what FlagGuest's CPU has in that register.
+	// MPIDR, if not 0, is the value of that register that FlagGuest's CPU
+	// sees.
 	MPIDR uint64
-	// Caches, if not nil, are those that FlagGuest's CPU has: ID_AA64MMFR2_EL1,
-	// CLIDR_EL1, and CCSIDR_EL1 of each level.
+	// Caches, if not nil, are the caches that FlagGuest's CPU sees:
+	// ID_AA64MMFR2_EL1, CLIDR_EL1, and CCSIDR_EL1 of each level.
 	Caches []uint64
 
-	// Load is bytes to put into guest memory before it starts, by address.
+	// Load has bytes to put into guest memory before the guest starts, by
+	// physical address.
 	Load map[uint64][]byte
 }
 
-// flagCaches says that there are parameters from Caches.
+// flagCaches says that the parameters from Caches are set.
 const flagCaches = 1 << 8
 
 // Run starts m from the boot image, made from arm64's testboot.S, and returns
@@ -93,8 +95,8 @@ func (m ARM64Machine) Run(t testing.TB, boot []byte) *Result {
 // Trap is an instruction that FlagGuest's hypervisor has seen.
 type Trap struct {
 	Syndrome uint64 // ESR_EL2
-	// Of a call x0 to x2. Of a system register or cache operation the first
-	// is what was written, and the others mean nothing.
+	// For a call, x0 to x2. For a system register or cache operation X[0]
+	// is the value that was written, and the others mean nothing.
 	X [3]uint64
 }
 
@@ -102,17 +104,18 @@ type Trap struct {
 // register or cache operation (Arm DDI 0487, ESR_ELx).
 func (t Trap) Class() uint64 { return t.Syndrome >> 26 & 0x3f }
 
-// SetWay says whether it is DC CISW, clean and invalidate by set and way; X[0]
-// is its operand.
+// SetWay says whether the instruction is DC CISW, clean and invalidate by set
+// and way; X[0] is its operand.
 func (t Trap) SetWay() bool { return t.writes(1, 0, 7, 14, 2) }
 
-// SCTLR says whether it is a write to SCTLR_EL1; X[0] is the value.
+// SCTLR says whether the instruction is a write to SCTLR_EL1; X[0] is the
+// value.
 func (t Trap) SCTLR() bool { return t.writes(3, 0, 1, 0, 0) }
 
-// writes says whether it is a write to the register, or a cache operation,
-// that is encoded like this.
+// writes says whether the instruction is the write to a register, or the cache
+// operation, with this encoding.
 func (t Trap) writes(op0, op1, crn, crm, op2 uint64) bool {
-	const fields = 0x3f_fc1f // all but the general register; bit 0 is 0
+	const fields = 0x3f_fc1f // all fields except the general register; bit 0 is 0
 	return t.Class() == 0x18 && t.Syndrome&fields == op0<<20|op2<<17|op1<<14|crn<<10|crm<<1
 }
 

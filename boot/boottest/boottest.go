@@ -2,9 +2,9 @@
 // in QEMU and reads the guest's memory after the guest has reset itself. It is
 // for tests only.
 //
-// The machine stops at the reset, before anything of it is cleared. Nothing
-// is judged by a console: what counts is memory, and the events of QEMU's
-// machine protocol.
+// The machine stops at the reset, before any of its state is cleared. Tests
+// don't look at a console: they check memory and the events of QEMU's machine
+// protocol.
 package boottest
 
 import (
@@ -20,7 +20,7 @@ import (
 )
 
 // Timeout bounds a run, from QEMU's start to the guest's reset. A run takes
-// less than half a second on an idle machine, and this is for one that is not.
+// less than half a second on an idle machine; the bound is for a busy one.
 const Timeout = 2 * time.Minute
 
 // Result is a machine that has reset itself and is stopped.
@@ -32,11 +32,12 @@ type Result struct {
 	log string
 }
 
-// Assemble runs make for target in dir with the objects in a temporary
-// folder, and returns what it made.
+// Assemble runs make for target in dir, with objects in a temporary folder,
+// and returns the contents of the target.
 func Assemble(t testing.TB, dir, target string) []byte {
 	t.Helper()
-	// What make reads go doesn't see, and would take an old result for this one's.
+	// go test doesn't know which files make reads, and would use a cached
+	// result after they change.
 	sources, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +59,8 @@ func Assemble(t testing.TB, dir, target string) []byte {
 	return b
 }
 
-// files puts a machine's images where QEMU loads them from.
+// files has the files of a machine's images and the arguments with which QEMU
+// loads them.
 type files struct {
 	t    testing.TB
 	dir  string
@@ -81,7 +83,8 @@ func (f *files) load(addr uint64, b []byte) {
 	f.loader(f.put(fmt.Sprintf("load-%x", addr), b), addr, "")
 }
 
-// loader adds the device that loads path. In its options a comma is doubled.
+// loader adds the QEMU device that loads path. A comma in its options is
+// doubled.
 func (f *files) loader(path string, addr uint64, more string) {
 	path = strings.ReplaceAll(path, ",", ",,")
 	f.args = append(f.args, "-device", fmt.Sprintf("loader,file=%s,addr=%#x,force-raw=on%s", path, addr, more))
@@ -114,7 +117,8 @@ func (f *files) start(qemu, memory string) *Result {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// A guest that hangs: QEMU's end closes the pipe, and the read fails.
+	// If the guest hangs, the end of QEMU closes the pipe and the read
+	// fails.
 	timer := time.AfterFunc(Timeout, func() { cmd.Process.Kill() })
 	t.Cleanup(func() {
 		timer.Stop()
@@ -191,7 +195,7 @@ func (r *Result) Memory(addr, size uint64) []byte {
 	return b
 }
 
-// Monitor returns what QEMU's human monitor says to command.
+// Monitor returns the answer of QEMU's human monitor to command.
 func (r *Result) Monitor(command string) string {
 	r.t.Helper()
 	var s string

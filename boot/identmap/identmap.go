@@ -2,8 +2,9 @@
 // same virtual addresses, in 2 MiB pages.
 //
 // Every entry is present, writable and executable, and has its accessed and
-// dirty bits set, so that the processor never writes to the tables. The
-// tables hold physical addresses and work only where they were built for.
+// dirty bits set, so that the processor never writes to the tables. The tables
+// hold physical addresses and work only at the address that they were built
+// for.
 package identmap
 
 import (
@@ -48,8 +49,8 @@ const (
 	Uncached = through | disabled
 )
 
-// Size returns the bytes that the tables for [0, top) take, and the map's
-// real end: top rounded up to a GiB. It fails if top is 0 or above MaxTop.
+// Size returns the size of the tables for [0, top), in bytes, and the real end
+// of the map: top rounded up to a GiB. It fails if top is 0 or above MaxTop.
 func Size(top uint64) (size, end uint64, err error) {
 	if top == 0 || top > MaxTop {
 		return 0, 0, fmt.Errorf("map memory up to %#x: not in (0, %#x]", top, MaxTop)
@@ -59,8 +60,8 @@ func Size(top uint64) (size, end uint64, err error) {
 }
 
 // Put writes tables that map [0, top) to the start of b. They will lie at the
-// physical address base, a multiple of 4096. The pages that hold an address
-// in uncached are mapped so.
+// physical address base, a multiple of 4096. The pages that hold an address in
+// uncached are mapped uncached.
 func Put(b []byte, base, top uint64, uncached ...uint64) error {
 	size, end, err := Size(top)
 	if err != nil {

@@ -44,8 +44,8 @@ const (
 	SpacePCI    = 2
 )
 
-// Reset methods that AMD64Params.Skip leaves out, so that a test can see each of
-// the later ones work. A triple fault comes last and can't be left out.
+// Reset methods that AMD64Params.Skip leaves out, so that a test can try each
+// of the later ones. A triple fault comes last and can't be left out.
 const (
 	SkipCF9      = 1 << 0
 	SkipACPI     = 1 << 1
@@ -62,7 +62,7 @@ type ResetRegister struct {
 	Value   uint8
 }
 
-// AMD64Params is what an image is built from. Addresses are physical.
+// AMD64Params are the parameters of an image. Addresses are physical.
 type AMD64Params struct {
 	Base    uint64   // where the image will lie: 4 KiB aligned, [1 MiB, 4 GiB)
 	Record  uint64   // where the crash record goes: 64-byte aligned, same range
@@ -78,7 +78,7 @@ type AMD64Params struct {
 	BSP uint32
 
 	ResetRegister ResetRegister
-	Skip          uint32 // Skip* bits; 0 but in tests
+	Skip          uint32 // Skip* bits; 0 except in tests
 }
 
 //go:embed amd64/stub.bin
@@ -135,8 +135,8 @@ func (p AMD64Params) check() error {
 	if image.Overlaps(record) {
 		return fmt.Errorf("record %v: in the image, %v", record, image)
 	}
-	// Page 0 is out: it holds the interrupt vectors, and 0 is no SIPI vector
-	// that anyone means.
+	// Page 0 is not allowed: it holds the interrupt vectors, and 0 as a
+	// SIPI vector can only be a mistake.
 	if _, err := within(p.LowPage, lowPageSize, lowPageSize, phys.Range{Start: lowPageSize, End: lowPageTop}); err != nil {
 		return fmt.Errorf("low page: %w", err)
 	}

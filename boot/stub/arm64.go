@@ -10,14 +10,14 @@ import (
 
 // Sizes and bounds, in bytes.
 const (
-	// ARM64Size is that of every image: a page, with whatever page size the
+	// ARM64Size is the size of every image: a page, whatever page size the
 	// kernel has that loads it.
 	ARM64Size = 0x1_0000
 
 	// ARM64NotListed is the number of a CPU that crashed and isn't listed.
 	ARM64NotListed = 0xffff_ffff
 
-	arm64AddressTop = 1 << 48 // of what every arm64 CPU that Linux runs on can address
+	arm64AddressTop = 1 << 48 // end of the addresses that every arm64 CPU on which Linux runs can use
 
 	// Aff3 and Aff2 to Aff0 of an MPIDR.
 	affinityBits = 0xff_00ff_ffff
@@ -40,8 +40,8 @@ const (
 	arm64OffList     = 0x1000
 )
 
-// Conduit is how PSCI is called: /psci in the device tree has it as "method",
-// the FADT as a flag. The zero value is none.
+// Conduit is the instruction that calls PSCI: "method" of /psci in the device
+// tree, a flag in the FADT. The zero value means none.
 type Conduit uint32
 
 // The conduits.
@@ -69,7 +69,7 @@ const (
 	arm64SkipAll     = SkipSystemReset2 | SkipSystemReset
 )
 
-// ARM64Params is what an image is built from. Addresses are physical.
+// ARM64Params are the parameters of an image. Addresses are physical.
 type ARM64Params struct {
 	Base    uint64   // where the image will lie: aligned to ARM64Size, from 1 MiB on
 	Record  uint64   // where the crash record goes: 64-byte aligned, from 1 MiB on

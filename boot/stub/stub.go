@@ -18,10 +18,11 @@
 //	0x8000 APIC IDs, u32 each, at most MaxCPUs
 //	0xb000 stack, down from 0xc000
 //
-// What it can't do: flush the bootstrap processor when another CPU crashes (see
-// AMD64Params.BSP), so that the record then says one less than expected; start
-// CPUs beyond APIC ID 254 without x2APIC; work in a guest with encrypted
-// registers (SEV-ES, TDX), where INIT and WBINVD are the hypervisor's.
+// What it can't do: flush the bootstrap processor when another CPU crashes
+// (see AMD64Params.BSP), so that the record then counts one CPU less than
+// expected; start CPUs beyond APIC ID 254 without x2APIC; work in a guest with
+// encrypted registers (SEV-ES, TDX), where the hypervisor decides what INIT
+// and WBINVD do.
 //
 // # arm64
 //
@@ -32,13 +33,13 @@
 //	0x0800 exception vectors
 //	0x1000 MPIDRs of the CPUs, u64 each, at most MaxCPUs
 //
-// In the crash record a CPU is its number in ARM64Params.CPUs, and one that
-// isn't listed is ARM64NotListed. The time stamp is CNTVCT_EL0.
+// In the crash record a CPU is identified by its index in ARM64Params.CPUs, or
+// by ARM64NotListed if it isn't listed. The time stamp is CNTVCT_EL0.
 //
 // What it can't do: write back the caches of CPUs that didn't go off (spin
 // tables, or firmware whose CPU_OFF fails), which the record then doesn't
-// count; write back a cache that operations by set and way don't reach,
-// behind the point of coherency; reset a machine that has no PSCI.
+// count; write back a cache beyond the point of coherency, which operations by
+// set and way don't reach; reset a machine that has no PSCI.
 package stub
 
 import (
@@ -51,7 +52,7 @@ import (
 // describe.
 const MaxCPUs = 3072
 
-// Of the crash record, in bytes.
+// The crash record's alignment and size, in bytes.
 const (
 	recordSize  = 128
 	recordAlign = 64 // whole cache lines, as most CPUs have them

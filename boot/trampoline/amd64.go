@@ -11,8 +11,8 @@ import (
 
 // Bounds of the map and the image, in bytes.
 const (
-	MinMapTop    = 4 * phys.GiB    // what is mapped at least
-	MaxMapTop    = identmap.MaxTop // what can be mapped at most: 512 GiB
+	MinMapTop    = 4 * phys.GiB    // least end of the map
+	MaxMapTop    = identmap.MaxTop // largest end of the map: 512 GiB
 	AMD64MaxSize = offTables + identmap.PD + (MaxMapTop/phys.GiB)*phys.PageSize
 )
 
@@ -24,10 +24,10 @@ const (
 	offTables     = 0x1000
 )
 
-// stackSize is what the code pushes, rounded up.
+// stackSize is how much the code pushes, rounded up.
 const stackSize = 0x100
 
-// AMD64Params is what an image is built from. Addresses are physical.
+// AMD64Params are the parameters of an image. Addresses are physical.
 type AMD64Params struct {
 	Base uint64 // where the image will lie: 4 KiB aligned, not below 1 MiB
 
@@ -37,16 +37,17 @@ type AMD64Params struct {
 
 	BootParams uint64 // struct boot_params, handed over in rsi
 
-	// MapTop is the end of what is mapped, rounded up to a GiB; below
-	// MinMapTop it is MinMapTop. The image, Entry and BootParams lie below.
+	// MapTop is the end of the map. It is rounded up to a GiB, and raised
+	// to MinMapTop if it is lower. The image, Entry and BootParams lie
+	// below it.
 	MapTop uint64
 }
 
 //go:embed amd64/trampoline.bin
 var amd64Code []byte
 
-// Size returns the bytes that an image with p's MapTop takes, which decides
-// where it can lie.
+// Size returns the size in bytes of an image with p's MapTop. The caller needs
+// it to choose Base.
 func (p AMD64Params) Size() (uint64, error) {
 	size, _, err := identmap.Size(max(p.MapTop, MinMapTop))
 	if err != nil {

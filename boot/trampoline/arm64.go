@@ -8,8 +8,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// ARM64Size is the size of every image, in bytes. Nobody needs it any more
-// when the kernel runs.
+// ARM64Size is the size of every image, in bytes. Once the kernel runs, the
+// image isn't needed any more.
 const ARM64Size = 0x5c
 
 const (
@@ -19,21 +19,23 @@ const (
 	arm64AddressTop = 1 << 48
 )
 
-// ARM64Params is what an image is built from. Addresses are physical.
+// ARM64Params are the parameters of an image. Addresses are physical.
 type ARM64Params struct {
-	// Entry is the first byte of the kernel's Image: page aligned, as a
-	// multiple of 2 MiB plus the text_offset in its header is.
+	// Entry is the first byte of the kernel's Image: page aligned, because
+	// it is a multiple of 2 MiB plus the text_offset in its header.
 	Entry uint64
 
-	// DeviceTree is 8-byte aligned, handed over in x0.
+	// DeviceTree is the address of the device tree: 8-byte aligned, handed
+	// over in x0.
 	DeviceTree uint64
 }
 
 //go:embed arm64/trampoline.bin
 var arm64Code []byte
 
-// BuildARM64 returns the image, of ARM64Size bytes. What lies at Entry and
-// DeviceTree must be in memory, and not in a cache only, before it is entered.
+// BuildARM64 returns the image, of ARM64Size bytes. Before the image is
+// entered, the kernel at Entry and the device tree must have been written back
+// from the caches to memory.
 func BuildARM64(p ARM64Params) (image []byte, err error) {
 	for _, a := range []struct {
 		name        string
@@ -49,7 +51,7 @@ func BuildARM64(p ARM64Params) (image []byte, err error) {
 			return nil, fmt.Errorf("build trampoline: %s: %#x: not a multiple of %#x", a.name, a.addr, a.align)
 		}
 	}
-	// Address 0 is RAM on some boards, but nobody means it here.
+	// Address 0 is RAM on some boards, but here it can only be a mistake.
 	if p.DeviceTree == 0 {
 		return nil, fmt.Errorf("build trampoline: device tree: none")
 	}

@@ -32,7 +32,7 @@ const MaxUnreadable = 60 << 10
 // appends.
 const UnreadableNoteSize = noteHeaderSize + (len(NameUnreadable)+1+3)&^3 + MaxUnreadable
 
-// Caps of what a reader takes.
+// Caps of what a reader accepts.
 const (
 	maxUnreadableRanges = 64 << 10 // of all texts of a dump
 	maxMorePages        = 1 << 52  // all pages of 4 KiB that there are

@@ -1,4 +1,4 @@
-// Package vmcore has what the readers of dump files have in common. Each
+// Package vmcore has the types that all readers of dump files share. Each
 // format has a package below this one; dumpfile opens a file of any format by
 // its first bytes. NameUnreadable says how a dump names memory that could not
 // be read when it was written.
@@ -21,11 +21,12 @@ import (
 // Dump is an opened dump of a crashed kernel. Its methods may run
 // concurrently.
 type Dump interface {
-	// Info says what the file says about itself. It is not to be changed.
+	// Info returns what the file says about itself. The caller must not
+	// change it.
 	Info() *Info
-	// ReadPhys fills p from physical address addr, which needs no alignment.
-	// It fails with a *MissingError if the file doesn't hold all of p; p is
-	// then filled as far as the error's Range starts.
+	// ReadPhys fills p from physical address addr, which needs no
+	// alignment. It fails with a *MissingError if the file doesn't hold
+	// all of p; p is then filled up to the start of the error's Range.
 	ReadPhys(p []byte, addr uint64) error
 }
 
@@ -74,20 +75,22 @@ type Load struct {
 	Size uint64 // p_memsz
 }
 
-// Uname is what uname(2) said in the crashed kernel, so far as it is known.
+// Uname is what uname(2) returned in the crashed kernel, as far as it is
+// known.
 type Uname struct {
 	Sysname, Nodename, Release, Version, Machine, Domain string
 }
 
-// LevelUnknown is Info.Level of files that don't tell.
+// LevelUnknown is Info.Level of files that don't say their level.
 const LevelUnknown = -1
 
 // Info is what a dump file says about itself.
 type Info struct {
 	Format  string // "elf" or "kdump", followed by " flattened" if the file is
 	Machine uint16 // e_machine; 0 if not known
-	// PageSize is the size of the crashed kernel's pages in bytes. VMCOREINFO
-	// decides; a file without it is taken to have blocks of one page each.
+	// PageSize is the size of the crashed kernel's pages in bytes.
+	// VMCOREINFO decides; without VMCOREINFO, each block of the file
+	// counts as one page.
 	PageSize uint64
 	// BlockSize is the size in bytes of the pieces of memory that the file
 	// holds or leaves out, one by one; 0 for an ELF file, which has none. It
@@ -95,19 +98,19 @@ type Info struct {
 	// with pages of 4 KiB.
 	BlockSize uint64
 	Loads     []Load   // in the order of the file; none if the file doesn't say
-	Memory    phys.Set // that the dump describes, whether the file holds it or not
+	Memory    phys.Set // memory that the dump describes, whether the file holds it or not
 	// Notes are ELF notes, raw as in the source: the contents of all PT_NOTEs
 	// one after the other, each padded to 4 bytes.
 	Notes      []byte
 	VMCOREINFO []byte // text; nil if there is none
 	Uname      Uname
-	CPUs       int   // that the file counts; 0 if it doesn't
+	CPUs       int   // number of CPUs that the file states; 0 if it doesn't
 	Created    int64 // seconds since 1970; 0 if not known
-	// Level is makedumpfile's dump level, a sum of what was left out: 1 pages
-	// of zeroes, 2 page cache without private data, 4 all page cache, 8 memory
-	// of processes, 16 free pages.
+	// Level is makedumpfile's dump level, the sum of the kinds of pages
+	// that were left out: 1 pages of zeroes, 2 page cache without private
+	// data, 4 all page cache, 8 memory of processes, 16 free pages.
 	Level       int
-	Compression string // of pages, the most used: "none", "zlib", "lzo", "snappy", "zstd"; "" if not known
+	Compression string // the most used one for pages: "none", "zlib", "lzo", "snappy", "zstd"; "" if not known
 	// Part is the memory that this file of a split dump is for. It is the zero
 	// Range if the dump isn't split, or all parts were opened together.
 	Part phys.Range
@@ -117,7 +120,7 @@ type Info struct {
 	// ELF file has zeroes instead. Each file of a split dump has the whole list.
 	Unreadable     phys.Set
 	MoreUnreadable uint64
-	Incomplete     bool // whoever wrote the file said that it was not finished
+	Incomplete     bool // the file's writer marked it as not finished
 	Warnings       []string
 
 	kernel *vmcoreinfo.Info // see Kernel
@@ -131,7 +134,7 @@ const (
 	// Excluded memory was left out on purpose: the dump level says so, or
 	// the zeroes of an ELF file that ends a segment early.
 	Excluded Reason = 1 + iota
-	// Hole is an address that the dump doesn't describe: no RAM.
+	// Hole is an address that the dump doesn't describe: there is no RAM.
 	Hole
 	// Unreadable memory should be in the file, but the file ends before it,
 	// contradicts itself, can't be read there, or names it in Info.Unreadable.
@@ -152,7 +155,7 @@ func (r Reason) String() string {
 
 // MissingError says that memory is not in the dump.
 type MissingError struct {
-	// Range is the first part of what was asked for that is missing for
+	// Range is the first part of the requested memory that is missing for
 	// Reason. More may be missing after it.
 	Range  phys.Range
 	Reason Reason
@@ -171,7 +174,7 @@ func (e *MissingError) Unwrap() error { return e.Err }
 // ErrNamed is the cause of a MissingError about memory in Info.Unreadable.
 var ErrNamed = errors.New("it could not be read when the dump was written")
 
-// FormatError says where a file is not what its format asks for.
+// FormatError says where a file violates its format.
 type FormatError struct {
 	Off     int64  // offset of the field in the file, in bytes
 	Field   string // its name in the format's definition

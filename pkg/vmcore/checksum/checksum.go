@@ -3,11 +3,11 @@
 //
 // The sum of a block is its CRC32C (Castagnoli, RFC 3720), which processors
 // compute at many GB/s: it finds what disks, cables and copies break, in the
-// block that is broken. It is no protection against somebody who changes the
-// file and the sums; a signature of the manifest that holds them is.
+// block that is broken. It does not protect against somebody who changes both
+// the file and the sums; a signature of the manifest that holds the sums does.
 //
-// Invariants: what nobody writes is a hole of the file, and zero; what is
-// written once is not written again.
+// Invariants: bytes that are never written are a hole of the file and read as
+// zero; bytes that are written once are not written again.
 package checksum
 
 import (

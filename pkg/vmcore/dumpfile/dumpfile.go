@@ -1,5 +1,5 @@
-// Package dumpfile opens dump files of all formats that are known, by the
-// first bytes of the file.
+// Package dumpfile opens dump files of all known formats; the first bytes of a
+// file tell its format.
 package dumpfile
 
 import (

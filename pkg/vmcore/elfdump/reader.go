@@ -51,14 +51,14 @@ type Dump struct {
 	r    io.ReaderAt
 	size int64
 	info vmcore.Info
-	// held is what the file holds, sorted and disjoint.
+	// held is the memory that the file holds, sorted and disjoint.
 	held []piece
 	// cut is what the file would hold if it were as long as its headers say,
 	// described is all that they speak of. Both overlap held.
 	cut, described phys.Set
 }
 
-// piece is memory that lies in the file in one piece.
+// piece is memory that is contiguous in the file.
 type piece struct {
 	phys.Range
 	off int64

@@ -13,12 +13,13 @@
 //	...           more records
 //	...     16    the last record: offset -1, size -1, no bytes
 //
-// Where records overlap, the later one counts; what none has is zero.
+// Where records overlap, the later one counts; bytes that are in no record are
+// zero.
 //
-// Invariants: reading takes memory for the runs of records that follow each
-// other in the file as in the form, MaxRuns at most; a cut off form is read as
-// far as it goes; the file is no larger than the form and MaxHoles, so that a
-// few bytes can't keep a reader busy with zeroes.
+// Invariants: reading needs memory for at most MaxRuns runs, each of them
+// records that are adjacent both in the file and in the flattened form; a form
+// that is cut off is read as far as it goes; the file is no larger than the
+// form and MaxHoles, so that a few bytes can't keep a reader busy with zeroes.
 package flattened
 
 import (

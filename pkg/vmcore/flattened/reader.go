@@ -10,8 +10,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcore"
 )
 
-// Reader reads the file out of a form that lies in a file, in place. It is an
-// io.ReaderAt.
+// Reader reads the original file from a flattened form in a file, without
+// copying it. It is an io.ReaderAt.
 type Reader struct {
 	r        io.ReaderAt
 	runs     []run

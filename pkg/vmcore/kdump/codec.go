@@ -132,8 +132,8 @@ func (c *codecs) expandZstd(page, src []byte) error {
 	return nil
 }
 
-// recentPages is how many expanded pages are kept for whoever reads parts of
-// them: page tables, structures of the kernel, its log.
+// recentPages is how many expanded pages are kept for callers that read parts
+// of them: page tables, structures of the kernel, its log.
 const recentPages = 64
 
 // recent is a cache of pages in the order of their arrival.

@@ -83,9 +83,9 @@ func (d *Dump) open() error {
 // whether it was cut off: 96 KiB of descriptors.
 const lastDescs = 4096
 
-// cut warns of a file that was cut off. Pages lie in it in the order of their
-// addresses, but for those of zeroes, which share one place, so it is the last
-// ones that say so.
+// cut warns about a file that was cut off. Pages lie in it in the order of
+// their addresses, but for those of zeroes, which share one place, so it is
+// the last ones that say so.
 func (d *Dump) cut() {
 	held, err := d.held.before(d.end)
 	if err != nil || held <= d.skip {
@@ -361,7 +361,7 @@ var (
 	errUnwritten = errors.New("never written: the dump is incomplete")
 )
 
-// missing makes the error of page pfn of what was wanted.
+// missing returns the error for page pfn of the requested memory.
 func (d *Dump) missing(err error, want phys.Range, pfn uint64) error {
 	page := phys.Range{Start: pfn * d.info.BlockSize, End: (pfn + 1) * d.info.BlockSize}
 	if page.End == 0 {

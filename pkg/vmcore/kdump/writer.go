@@ -10,13 +10,13 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcore"
 )
 
-// Sizes of what a Writer writes at once, in bytes.
+// How much a Writer writes at once, in bytes.
 const (
 	bitmapPiece = 64 << 10                       // of a bitmap: 2 GiB of 4 KiB pages
 	descPiece   = 64 << 10 / DescSize * DescSize // of descriptors
 )
 
-// Meta is what a Writer says in the headers.
+// Meta is what a Writer writes into the headers.
 type Meta struct {
 	// Info of the source: BlockSize, Memory, Notes, VMCOREINFO, Uname, CPUs and
 	// Created are used.
@@ -270,7 +270,7 @@ func (p *part) flush() error {
 	return nil
 }
 
-// bitmapTo writes the 2nd bitmap up to the piece that at lies in. Pieces
+// bitmapTo writes the 2nd bitmap up to the piece that contains at. Pieces
 // without a page are written, too: the flattened form has no holes.
 func (w *Writer) bitmapTo(at int64) error {
 	for ; w.bitsAt < w.bitsEnd && at >= w.bitsAt+bitmapPiece; w.bitsAt += bitmapPiece {

@@ -1,8 +1,9 @@
-// Package summary says in few lines what is in a dump: which kernel, when and
-// why it crashed, which CPUs' registers, how much memory.
+// Package summary describes in a few lines what is in a dump: which kernel,
+// when and why it crashed, which CPUs' registers, how much memory.
 //
-// Invariants: what a dump doesn't say is left out, never guessed; what can't be
-// read is a warning. Text from a dump can't control a terminal.
+// Invariants: facts that a dump doesn't have are left out, never guessed;
+// parts that can't be read lead to a warning. Text from a dump can't control a
+// terminal.
 package summary
 
 import (
@@ -24,9 +25,9 @@ import (
 // a new number; one is never given another meaning.
 const Schema = 1
 
-// Summary is what is in a dump. Sizes are in bytes; times are RFC 3339 in UTC;
-// numbers that can be addresses are hexadecimal strings, for JSON's numbers
-// don't hold them.
+// Summary describes the contents of a dump. Sizes are in bytes; times are RFC
+// 3339 in UTC; numbers that can be addresses are hexadecimal strings, for
+// JSON's numbers don't hold them.
 type Summary struct {
 	Schema      int    `json:"schema"`
 	Format      string `json:"format"`                // elf or kdump, with " flattened" appended if the file is

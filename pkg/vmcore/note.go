@@ -60,8 +60,8 @@ func noteSize(b []byte) (int, error) {
 }
 
 // AddNotes appends the notes in b, the content of one PT_NOTE, to i.Notes,
-// without what pads them; that of unreadable memory to i.Unreadable instead. A
-// note that doesn't fit becomes a Warning.
+// without padding at the end. A note about unreadable memory goes to
+// i.Unreadable instead. A note that doesn't fit becomes a Warning.
 func (i *Info) AddNotes(b []byte) {
 	if len(i.Notes)+len(b) > MaxNotes {
 		i.Warn(fmt.Sprintf("notes of %d bytes are left out: more than %d in all", len(b), MaxNotes))
@@ -84,11 +84,11 @@ func (i *Info) AddNotes(b []byte) {
 }
 
 // ReadNotes fills in what VMCOREINFO says about the kernel: VMCOREINFO itself,
-// PageSize, Uname.Release and Machine. Of the texts in i.Notes, and of outside,
-// which lies elsewhere in the file, or is empty, the first that can be read
-// counts. Where the file's headers say something else, VMCOREINFO, which the
-// kernel itself wrote, decides. That, and what can't be read, is a Warning.
-// Without VMCOREINFO, PageSize is BlockSize, or 4 KiB.
+// PageSize, Uname.Release and Machine. The first readable text counts of those
+// in i.Notes and of outside, a text from elsewhere in the file, which may be
+// empty. If the file's headers contradict VMCOREINFO, which the kernel itself
+// wrote, VMCOREINFO counts, and there is a Warning; a text that can't be read
+// is a Warning, too. Without VMCOREINFO, PageSize is BlockSize, or 4 KiB.
 func (i *Info) ReadNotes(outside []byte) {
 	i.PageSize = cmp.Or(i.BlockSize, MinPageSize)
 	defer i.machineOfRegisters()
@@ -121,7 +121,8 @@ func (i *Info) ReadNotes(outside []byte) {
 	}
 }
 
-// believe takes from VMCOREINFO what it says better than the headers.
+// believe takes the facts from VMCOREINFO for which it is more reliable than
+// the headers.
 func (i *Info) believe(v *vmcoreinfo.Info) {
 	i.kernel = v
 	m := machineIn(v)
@@ -178,7 +179,7 @@ func (i *Info) machine() string {
 	return ""
 }
 
-// machineIn returns the machine that VMCOREINFO is of, 0 if it isn't clear:
+// machineIn returns the machine of a VMCOREINFO text, 0 if it isn't clear:
 // each architecture writes numbers of its own (arch/*/kernel/vmcore_info.c in
 // v6.12).
 func machineIn(v *vmcoreinfo.Info) uint16 {
@@ -210,7 +211,8 @@ func ValidPageSize(n uint64) bool {
 	return n >= MinPageSize && n <= MaxPageSize && n&(n-1) == 0
 }
 
-// maxWarnings bounds Info.Warnings: a hostile file earns one at each header.
+// maxWarnings bounds Info.Warnings: a hostile file could cause one at each
+// header.
 const maxWarnings = 32
 
 // Warn appends to i.Warnings; the last one that fits says that there are more.
@@ -225,8 +227,8 @@ func (i *Info) Warn(text string) {
 
 // machines are the 64-bit little-endian machines that Linux runs on, by the
 // name that uname(2) gives them (include/uapi/linux/elf-em.h in v6.12). Dumps
-// of all of them are read; of those but the first two nothing is known but
-// where their memory is.
+// of all of them are read; for all but the first two, only the place of their
+// memory is understood.
 var machines = map[string]uint16{
 	"x86_64":      elfcore.MachineAMD64,
 	"aarch64":     elfcore.MachineARM64,
@@ -238,7 +240,7 @@ var machines = map[string]uint16{
 	"riscv64":     243,
 }
 
-// MachineOf returns the e_machine of a machine that uname(2) names so, 0 if
+// MachineOf returns the e_machine of a machine by its name in uname(2), 0 if
 // it is not known.
 func MachineOf(name string) uint16 { return machines[name] }
 

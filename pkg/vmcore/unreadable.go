@@ -10,16 +10,18 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// A dump names the pages that could not be read when it was written in a text
-// that both formats have. An ELF file has it in a note with these, a kdump
-// file in its erase information, whose other lines are those of makedumpfile:
+// A dump lists the pages that could not be read when it was written, in a text
+// that is the same in both formats. An ELF file has the text in a note with
+// this name and type, a kdump file in its erase information, whose other lines
+// are makedumpfile's:
 //
 //	unreadable ADDRESS SIZE     physical address and bytes, 0x and hexadecimal
 //	unreadable more PAGES       the last line, if not all had room; decimal
 //
 // Other readers see zeroes in an ELF file, and pages that are left out in a
-// kdump file. What makedumpfile makes of such a dump has the text, too: it
-// copies notes and erase information, from an ELF file to a kdump file also.
+// kdump file. A dump that makedumpfile makes from such a dump has the text,
+// too, because it copies notes and erase information, also from an ELF file to
+// a kdump file.
 const (
 	NameUnreadable        = "warmcore"
 	TypeUnreadable uint32 = 0x77630001 // no type that crash(8) takes for another note
@@ -41,14 +43,15 @@ const (
 const (
 	unreadableKey = "unreadable"
 	moreKey       = "more"
-	// rangeRoom and moreRoom are what a line of a kind may take, in bytes.
+	// rangeRoom and moreRoom are the longest lines of the two kinds, in
+	// bytes.
 	rangeRoom = len(unreadableKey) + 2*len(" 0x0123456789abcdef") + 1
 	moreRoom  = len(unreadableKey) + len(" "+moreKey+" ") + 20 + 1
 )
 
-// UnreadableText returns the text for ranges, of whole pages, and more pages
-// that are known by their number only. It is empty if there are none, and no
-// longer than MaxUnreadable: ranges without room count as more.
+// UnreadableText returns the text for ranges of whole pages, and for more
+// further pages of which only the number is known. It is empty if there are
+// none, and no longer than MaxUnreadable: ranges without room count as more.
 func UnreadableText(ranges phys.Set, more, pageSize uint64) []byte {
 	var b []byte
 	for _, r := range ranges {
@@ -64,8 +67,8 @@ func UnreadableText(ranges phys.Set, more, pageSize uint64) []byte {
 	return b
 }
 
-// AppendUnreadableNote appends the note with a text, and nothing for an empty
-// one.
+// AppendUnreadableNote appends the note with the text, or nothing if the text
+// is empty.
 func AppendUnreadableNote(notes, text []byte) ([]byte, error) {
 	if len(text) == 0 {
 		return notes, nil
@@ -73,8 +76,9 @@ func AppendUnreadableNote(notes, text []byte) ([]byte, error) {
 	return elfcore.AppendNote(notes, elfcore.ELFNote{Name: NameUnreadable, Type: TypeUnreadable, Desc: text})
 }
 
-// AddUnreadable adds what a text says to i.Unreadable and i.MoreUnreadable.
-// Lines of others don't count; what can't be understood becomes a Warning.
+// AddUnreadable adds the contents of a text to i.Unreadable and
+// i.MoreUnreadable. It ignores other programs' lines; a line that can't be
+// understood becomes a Warning.
 func (i *Info) AddUnreadable(text []byte) {
 	ranges := slices.Clone(i.Unreadable)
 	for line := range strings.Lines(string(text)) {

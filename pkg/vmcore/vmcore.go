@@ -47,11 +47,11 @@ type Counter interface {
 
 // Viewer is implemented by dumps that can show memory without a copy of it.
 type Viewer interface {
-	// View calls f with r's memory, in one or several parts in the order of
-	// their addresses. f must not keep or change a part, nor hand it to
-	// another goroutine, and it must be of a kind that may be abandoned at
-	// any read of the part: memory that turns out to be unreadable ends f
-	// there, and View fails with a *MissingError for what f was called with
+	// View calls f with r's memory, in one or several parts in the order
+	// of their addresses. f must not keep or change a part, nor hand it to
+	// another goroutine, and it must be safe to abandon f at any read of
+	// the part: if memory turns out to be unreadable, f ends there, and
+	// View fails with a *MissingError for the part that f was called with
 	// last.
 	View(r phys.Range, f func(b []byte)) error
 }

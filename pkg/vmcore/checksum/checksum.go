@@ -39,7 +39,8 @@ type Sums struct {
 	Blocks []uint32 // the CRC32C of each block
 }
 
-// sumsJSON is Sums in JSON: each sum is 4 bytes, big-endian, base64 in all.
+// sumsJSON is Sums in JSON: the sums, 4 bytes each, big-endian, are one base64
+// string.
 type sumsJSON struct {
 	Algorithm string `json:"algorithm"`
 	Block     int64  `json:"block"`
@@ -80,7 +81,7 @@ func (s *Sums) UnmarshalJSON(text []byte) error {
 
 func blocks(size int64) int64 { return (size + BlockSize - 1) / BlockSize }
 
-// Writer sums up what goes through it.
+// Writer passes writes on and sums up their bytes.
 type Writer struct {
 	dst  io.WriterAt
 	mu   sync.Mutex
@@ -97,7 +98,7 @@ type piece struct {
 	crc        uint32
 }
 
-// NewWriter returns a writer that hands everything on to dst.
+// NewWriter returns a writer that passes everything on to dst.
 func NewWriter(dst io.WriterAt) *Writer {
 	return &Writer{dst: dst, part: map[int64][]piece{}}
 }
@@ -112,7 +113,7 @@ func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// Written returns how many bytes were written: the rest of the file is holes.
+// Written returns how many bytes were written; the rest of the file is holes.
 func (w *Writer) Written() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -130,7 +131,7 @@ func (w *Writer) sum(p []byte, off int64) {
 	}
 }
 
-// hole is the sum of a block of zeroes.
+// hole returns the sum of a block of zeroes.
 var hole = zeroes(BlockSize)
 
 var errTwice = errors.New("a byte was written twice")
@@ -216,7 +217,7 @@ func fill(have []piece, n uint32) (crc uint32) {
 	return crc
 }
 
-// Bad is a block whose content is not what its sum says.
+// Bad is a block whose content doesn't match its sum.
 type Bad struct {
 	Offset, Size int64
 	Got, Want    uint32
@@ -226,7 +227,7 @@ func (b Bad) String() string {
 	return fmt.Sprintf("%d bytes at offset %#x: checksum %08x, want %08x", b.Size, b.Offset, b.Got, b.Want)
 }
 
-// ErrSize says that a file has not the size that its sums are of.
+// ErrSize says that a file doesn't have the size for which its sums were made.
 var ErrSize = errors.New("size differs")
 
 // Verify reads a file of size bytes and calls bad for each block that differs;

@@ -22,8 +22,8 @@ type File struct {
 // form.
 const FormatFlattened = " flattened"
 
-// others are files that people take for dumps that are read here, by their
-// first bytes, and what to tell them.
+// others lists, by their first bytes, files that people mistake for readable
+// dumps, and what to tell those people.
 var others = []struct{ magic, what string }{
 	{"\x1f\x8b", "the file is compressed by gzip: decompress it first"},
 	{"\xfd7zXZ\x00", "the file is compressed by xz: decompress it first"},
@@ -74,7 +74,8 @@ func Open(r io.ReaderAt, size int64) (vmcore.Dump, error) {
 		Problem: fmt.Sprintf("%q is neither that of an ELF file (%q) nor of kdump (%q) nor of makedumpfile's flattened form", magic, elfdump.Magic, kdump.Signature)})
 }
 
-// opened makes an interface of a pointer that may be nil.
+// opened converts a pointer that may be nil to an interface that is then nil,
+// too.
 func opened(d *kdump.Dump, err error) (vmcore.Dump, error) {
 	if err != nil {
 		return nil, err
@@ -89,7 +90,8 @@ func openFlattened(r io.ReaderAt, size int64) (vmcore.Dump, error) {
 	}
 	magic := make([]byte, len(kdump.Signature))
 	if _, err := f.ReadAt(magic, 0); err == nil && string(magic) == flattened.Signature[:len(magic)] {
-		// One inside another has no end, and no maker.
+		// A flattened form inside another one could go on without end,
+		// and no program makes one.
 		return nil, fmt.Errorf("open dump: %w", &vmcore.FormatError{Field: "magic", Problem: "a flattened file in a flattened file"})
 	}
 	d, err := Open(f, f.Size())

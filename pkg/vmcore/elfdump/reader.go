@@ -1,5 +1,5 @@
-// Package elfdump reads and writes dumps in the form of ELF core files:
-// /proc/vmcore, what makedumpfile -E writes, and what QEMU dumps.
+// Package elfdump reads and writes dumps that are ELF core files:
+// /proc/vmcore, and the dumps of makedumpfile -E and QEMU.
 //
 // Only 64-bit little-endian files are understood. The program headers may lie
 // anywhere and be more than 65534 (extended numbering: e_phnum is PN_XNUM and
@@ -9,11 +9,11 @@
 //
 // Invariants: a file is hostile; the memory for reading one is bounded by
 // MaxSegments and by the size of its headers. A segment that makes no sense,
-// or lies past the end of the file, costs that segment and a warning, not
-// the dump. What lies between p_filesz and p_memsz is Excluded: makedumpfile
-// -E leaves pages out in this way, and whoever reads zeroes there may read
-// what was none. Memory that the file names as Unreadable is not read, though
-// the file has zeroes in its place.
+// or lies past the end of the file, costs that segment and a warning, not the
+// dump. Memory between p_filesz and p_memsz is Excluded: makedumpfile -E
+// leaves pages out in this way, and they need not have been zero. Memory that
+// the file names as Unreadable is not read, though the file has zeroes in its
+// place.
 package elfdump
 
 import (
@@ -53,8 +53,9 @@ type Dump struct {
 	info vmcore.Info
 	// held is the memory that the file holds, sorted and disjoint.
 	held []piece
-	// cut is what the file would hold if it were as long as its headers say,
-	// described is all that they speak of. Both overlap held.
+	// cut is the memory that the file would hold if it were as long as its
+	// headers say, described is all memory that they describe. Both
+	// overlap held.
 	cut, described phys.Set
 }
 
@@ -71,8 +72,8 @@ type mapped struct {
 }
 
 // Open reads the headers of the file in r, of size bytes. The result is a
-// vmcore.Viewer if r is a vmcore.FileViewer. A file whose headers can't be
-// made out is a *vmcore.FormatError.
+// vmcore.Viewer if r is a vmcore.FileViewer. The error is a
+// *vmcore.FormatError if the headers can't be understood.
 func Open(r io.ReaderAt, size int64) (vmcore.Dump, error) {
 	d := Dump{r: r, size: size, info: vmcore.Info{Format: "elf", Level: vmcore.LevelUnknown, Compression: "none"}}
 	if err := d.open(); err != nil {
@@ -158,7 +159,7 @@ func (d *Dump) parseEhdr(b []byte) (phoff int64, phnum int, err error) {
 	return int64(off), int(n), nil
 }
 
-// named returns a machine whose files are not understood, for people.
+// named returns, for messages, a machine whose files are not understood.
 func named(machine uint16) string {
 	names := map[uint16]string{
 		2: "SPARC", 3: "i386", 4: "m68k", 8: "MIPS", 15: "PA-RISC", 20: "PowerPC", 21: "PowerPC", 22: "s390x", 40: "ARM", 42: "SuperH", 43: "SPARC", 243: "RISC-V",
@@ -188,7 +189,7 @@ type load struct {
 	inFile uint64 // bytes
 }
 
-// segment reads the program header p that lies at off. It keeps notes and
+// segment reads the program header p, which is at off. It keeps notes and
 // loads; ok is true for a load.
 func (d *Dump) segment(p []byte, off int64) (l load, ok bool) {
 	typ, at, virt, addr := le.Uint32(p), le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:])
@@ -242,8 +243,8 @@ func (d *Dump) notes(at int64, size uint64) {
 	}
 }
 
-// lay makes disjoint pieces of loads. Where several hold the same memory, the
-// one that starts first does; they show the same bytes.
+// lay makes disjoint pieces of loads. If several loads hold the same memory,
+// the one that starts first is used; they show the same bytes.
 func (d *Dump) lay(loads []load) {
 	var described, cut []phys.Range
 	for i := range loads {
@@ -274,8 +275,8 @@ func (d *Dump) lay(loads []load) {
 	d.leaveOutUnreadable()
 }
 
-// leaveOutUnreadable takes what the file names as unreadable out of what it
-// holds.
+// leaveOutUnreadable takes memory that the file names as unreadable out of
+// d.held.
 func (d *Dump) leaveOutUnreadable() {
 	if len(d.info.Unreadable) == 0 {
 		return
@@ -303,7 +304,7 @@ func (d *Dump) find(addr uint64) (p piece, ok bool) {
 	return d.held[i], true
 }
 
-// before is negative if all of r lies before addr, and else positive.
+// before is negative if all of r is before addr, else positive.
 func before(r phys.Range, addr uint64) int {
 	if r.End <= addr {
 		return -1
@@ -347,8 +348,8 @@ func (d *Dump) missing(r phys.Range) error {
 	return &vmcore.MissingError{Range: r, Reason: vmcore.Excluded}
 }
 
-// walk calls read for each part of r that lies in the file in one piece. With
-// an error, read returns which part of the part it is about.
+// walk calls read for each part of r that is contiguous in the file. If read
+// fails, it also returns the range that its error is about.
 func (d *Dump) walk(r phys.Range, read func(part phys.Range, off int64) (bad phys.Range, err error)) error {
 	for !r.Empty() {
 		p, ok := d.find(r.Start)
@@ -378,7 +379,8 @@ func (d *Dump) ReadPhys(p []byte, addr uint64) error {
 	}
 	return d.walk(phys.Range{Start: addr, End: addr + uint64(len(p))}, func(part phys.Range, off int64) (phys.Range, error) {
 		b := p[part.Start-addr:][:part.Size()]
-		// ReadAt may have given up long before the page that can't be read.
+		// ReadAt may have stopped long before the page that can't be
+		// read.
 		for n, _ := d.r.ReadAt(b, off); n < len(b); {
 			at := part.Start + uint64(n)
 			page := phys.Range{Start: at, End: min(part.End, phys.AlignDown(at, d.info.PageSize)+d.info.PageSize)}

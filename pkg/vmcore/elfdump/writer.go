@@ -12,17 +12,18 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcore"
 )
 
-// Fixed values that elfcore, whose headers are for the kernel, has no need of.
+// Fixed values that elfcore doesn't need, because its headers are for the
+// kernel.
 const (
 	typePTLoad = 1
 	typePTNote = 4
 	flagsRWX   = 7
 )
 
-// Layout is what an ELF dump has where. A load of which only some memory is in
-// the file is cut into segments, each with memory that the file has, followed
-// by memory that it doesn't have: p_filesz below p_memsz, as makedumpfile -E
-// does it. Memory that several loads map is in the file once.
+// Layout says where in an ELF dump everything is. A load of which only some
+// memory is in the file is cut into segments, each with memory that the file
+// has, followed by memory that it doesn't have: p_filesz below p_memsz, as
+// makedumpfile -E does it. Memory that several loads map is in the file once.
 type Layout struct {
 	machine  uint16
 	notes    []byte
@@ -40,10 +41,10 @@ type segment struct {
 }
 
 // NewLayout lays out a dump of loads with the memory in data, which is
-// ascending, doesn't overlap, and begins and ends at multiples of pageSize;
-// only what is in loads, too, can be found by a reader. Notes are as in
-// vmcore.Info; after them is room for a note of unreadable memory, which is
-// known when all is read. TooManyError says that data has too many gaps.
+// ascending, doesn't overlap, and begins and ends at multiples of pageSize; a
+// reader finds only memory that is in loads, too. Notes are as in vmcore.Info;
+// after them is room for a note of unreadable memory, which is known when all
+// is read. TooManyError says that data has too many gaps.
 func NewLayout(machine uint16, notes []byte, loads []vmcore.Load, data []phys.Range, pageSize uint64) (*Layout, error) {
 	l, err := newLayout(machine, notes, loads, data, pageSize)
 	if err != nil {
@@ -52,8 +53,8 @@ func NewLayout(machine uint16, notes []byte, loads []vmcore.Load, data []phys.Ra
 	return l, nil
 }
 
-// TooManyError is more segments than an ELF header can count without extended
-// numbering, which not every reader knows.
+// TooManyError says that there are more segments than an ELF header can count
+// without extended numbering, which not every reader understands.
 type TooManyError struct {
 	Segments int
 }
@@ -181,8 +182,8 @@ func (l *Layout) WriteHeaders(dst io.WriterAt, unreadable []byte) error {
 		b = appendPhdr(b, typePTLoad, flagsRWX, s)
 	}
 	b = append(b, notes...)
-	// The room that is left has zeroes even in the flattened form, which
-	// crash(8) takes for cut off if it is smaller than the file.
+	// Fill the rest of the room with zeroes, in the flattened form, too:
+	// crash(8) takes that for cut off if it is smaller than the file.
 	b = append(b, make([]byte, l.start-int64(len(b)))...)
 	if _, err := dst.WriteAt(b[elfcore.EhdrSize:], elfcore.EhdrSize); err != nil {
 		return fmt.Errorf("write program headers: %w", err)

@@ -1,6 +1,7 @@
-// Package flattened reads and writes makedumpfile's flattened form of a file,
-// which makes one that is written out of order fit for a pipe: every write is
-// a record that says where it belongs (makedumpfile -F, and -R to undo it).
+// Package flattened reads and writes makedumpfile's flattened form, in which a
+// file that is written out of order can go through a pipe: every write is a
+// record that says where in the file its bytes belong (makedumpfile -F, and -R
+// to undo it).
 //
 //	offset  size  what                                big-endian
 //	0       16    "makedumpfile", filled with zeroes
@@ -47,13 +48,13 @@ const (
 // megabyte or so at the worst.
 const MaxRuns = 4 << 20
 
-// MaxHoles caps the bytes of the file that no record has. makedumpfile leaves
-// none, unless it was stopped before it wrote its bitmaps.
+// MaxHoles caps how many bytes of the file are in no record. makedumpfile
+// leaves none, unless it was stopped before it wrote its bitmaps.
 const MaxHoles = 4 << 30
 
 var be = binary.BigEndian
 
-// header returns what begins a form.
+// header returns the start of a form.
 func header() []byte {
 	b := make([]byte, headerSize)
 	copy(b, Signature)
@@ -62,7 +63,8 @@ func header() []byte {
 	return b
 }
 
-// checkHeader says why b, at least 32 bytes, begins no form that is known.
+// checkHeader returns an error unless b, at least 32 bytes, is the start of a
+// known form.
 func checkHeader(b []byte) error {
 	if string(b[:16]) != Signature {
 		return &vmcore.FormatError{Field: "signature", Problem: fmt.Sprintf("%q, want %q", b[:16], Signature)}
@@ -90,8 +92,8 @@ func parseRecord(b []byte, at int64) (off, size int64, last bool, err error) {
 	return off, size, false, nil
 }
 
-// Writer writes a form. It is an io.WriterAt, so that what writes a file
-// writes a form, too.
+// Writer writes a form. It is an io.WriterAt, so that code that writes a file
+// can write a form.
 type Writer struct {
 	w   io.Writer
 	err error // the first one; nothing is written after it
@@ -107,7 +109,7 @@ func NewWriter(w io.Writer) (*Writer, error) {
 	return &Writer{w: w}, nil
 }
 
-// WriteAt writes p as a record for offset off of the file. It is not to be
+// WriteAt writes p as a record for offset off of the file. It must not be
 // called concurrently. After an error nothing more is written.
 func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 	if len(p) == 0 {
@@ -138,7 +140,8 @@ func (w *Writer) record(off, size int64) error {
 	return w.err
 }
 
-// Close writes the record that ends the form. It does not close what is below.
+// Close writes the record that ends the form. It does not close the underlying
+// writer.
 func (w *Writer) Close() error {
 	if w.err != nil {
 		return w.err

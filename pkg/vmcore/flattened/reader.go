@@ -20,8 +20,8 @@ type Reader struct {
 	complete bool
 }
 
-// run is records of one size that follow each other in the form and in the
-// file.
+// run is a number of records of one size that are adjacent both in the form
+// and in the file.
 type run struct {
 	off   int64 // of the first record's bytes in the file
 	at    int64 // of the same in the form
@@ -59,7 +59,7 @@ func Open(r io.ReaderAt, size int64) (*Reader, error) {
 // Size returns the size of the file in bytes, as far as its form goes.
 func (f *Reader) Size() int64 { return f.size }
 
-// Complete says whether the form has its end.
+// Complete says whether the form is complete, with its last record.
 func (f *Reader) Complete() bool { return f.complete }
 
 // readAhead is how much is read of the form where a record is, in bytes: many
@@ -131,7 +131,8 @@ func (f *Reader) add(off, at, size int64) error {
 	return nil
 }
 
-// newest is the runs that hold one place, the last one in the form on top.
+// newest is a heap of the runs that hold the same place; the one that is last
+// in the form is on top.
 type newest []int
 
 func (h newest) Len() int           { return len(h) }

@@ -27,8 +27,8 @@ type inflater struct {
 
 func newCodecs() *codecs {
 	return &codecs{
-		// One decoder serves as many goroutines as there are CPUs. Its memory
-		// is bounded by what it may put out.
+		// One decoder serves as many goroutines as there are CPUs. The
+		// largest output that it may make bounds its memory.
 		zstd: sync.OnceValues(func() (*zstd.Decoder, error) {
 			return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true),
 				zstd.WithDecoderMaxMemory(MaxBlockSize))
@@ -46,7 +46,8 @@ func (c *codecs) buffer(size uint64) []byte {
 
 func (c *codecs) release(b []byte) { c.buffers.Put(&b) }
 
-// expand fills page from src, which has to make exactly that.
+// expand decompresses src into page; the result must have exactly the size of
+// page.
 func (c *codecs) expand(page, src []byte, flags uint32) error {
 	codec, ok := CodecOf(flags)
 	if !ok {
@@ -95,7 +96,7 @@ func (c *codecs) inflate(page, src []byte) error {
 	if _, err := io.ReadFull(f.z, page); err != nil {
 		return err
 	}
-	// Only reading the end compares the checksum.
+	// The checksum is compared only when the end is read.
 	var more [1]byte
 	if n, err := f.z.Read(more[:]); n != 0 {
 		return errSize
@@ -144,7 +145,8 @@ type recent struct {
 	next  int
 }
 
-// page returns a page that is not to be changed, nil if it isn't there.
+// page returns a cached page, which must not be changed; nil if it isn't in
+// the cache.
 func (c *recent) page(pfn uint64) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()

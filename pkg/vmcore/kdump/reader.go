@@ -30,8 +30,8 @@ type Dump struct {
 }
 
 // Open reads the headers of the file in r, of size bytes, the bitmaps, and the
-// descriptors of the last pages.
-// A file whose headers can't be made out is a *vmcore.FormatError.
+// descriptors of the last pages. The error is a *vmcore.FormatError if the
+// headers can't be understood.
 func Open(r io.ReaderAt, size int64) (*Dump, error) {
 	d := &Dump{r: r, size: size, cache: newFileCache(r, size), codecs: newCodecs()}
 	if err := d.open(); err != nil {
@@ -79,13 +79,13 @@ func (d *Dump) open() error {
 	return nil
 }
 
-// lastDescs is how many pages at the end of the file are looked at for
+// lastDescs is how many pages at the end of the file are examined to find out
 // whether it was cut off: 96 KiB of descriptors.
 const lastDescs = 4096
 
-// cut warns about a file that was cut off. Pages lie in it in the order of
-// their addresses, but for those of zeroes, which share one place, so it is
-// the last ones that say so.
+// cut warns about a file that was cut off. Pages are in the file in the order
+// of their addresses, except for pages of zeroes, which share one place, so
+// the last pages show it.
 func (d *Dump) cut() {
 	held, err := d.held.before(d.end)
 	if err != nil || held <= d.skip {
@@ -114,7 +114,7 @@ func (d *Dump) cut() {
 	}
 }
 
-// geometry checks what says where things are in the file.
+// geometry checks the header fields that say where things are in the file.
 func (d *Dump) geometry() error {
 	off := int64(d.head.BlockSize) + 96 // max_mapnr_64
 	if d.head.Version < 6 {
@@ -152,7 +152,7 @@ func (d *Dump) geometry() error {
 	return nil
 }
 
-// describe fills in what the headers say.
+// describe fills in Info from the headers.
 func (d *Dump) describe() {
 	codec, one := CodecOf(d.head.Status)
 	d.info = vmcore.Info{
@@ -195,8 +195,9 @@ func (d *Dump) notes() {
 	d.info.AddUnreadable(d.area("eraseinfo", d.sub.EraseOffset, d.sub.EraseSize, maxErase))
 }
 
-// checkPhysBase warns of a header that contradicts VMCOREINFO. What reads
-// memory by virtual addresses here asks VMCOREINFO only; other readers may not.
+// checkPhysBase warns about a header that contradicts VMCOREINFO. This project
+// uses only VMCOREINFO to translate virtual addresses; other readers may use
+// the header.
 func (d *Dump) checkPhysBase() {
 	if d.info.VMCOREINFO == nil || d.sub.PhysBase == 0 {
 		return
@@ -210,7 +211,7 @@ func (d *Dump) checkPhysBase() {
 	}
 }
 
-// area reads bytes that the sub header gives the place of; nil if there are
+// area reads bytes at a place that the sub header gives; nil if there are
 // none, or they can't be read.
 func (d *Dump) area(name string, off, size, limit uint64) []byte {
 	if size == 0 {
@@ -348,7 +349,7 @@ func (d *Dump) ReadPhys(p []byte, addr uint64) error {
 	return nil
 }
 
-// absent says why a page is not there.
+// absent says why a page is not in the file.
 type absent struct {
 	reason vmcore.Reason
 	err    error
@@ -404,7 +405,7 @@ const maxRun = 64
 const maxRead = 64 << 10
 
 // readPages reads up to n whole pages into p and returns how many bytes of p
-// it filled, which is not all with an error, and may be fewer without one.
+// it filled. With an error that is less than all; without one it may be, too.
 func (d *Dump) readPages(p []byte, pfn, n uint64) (done uint64, err error) {
 	run := uint64(1)
 	if err := d.locate(pfn); err != nil {
@@ -445,8 +446,9 @@ func (d *Dump) readGroup(p []byte, group []Desc, raw []byte) (pages int, err err
 			return i, err
 		}
 		if uint64(desc.Size) > uint64(len(there)) {
-			// A failed read of a group is no reason to lose its first pages
-			// nor, for whoever goes on with the next one, its last.
+			// If the read of a group fails, its first pages are
+			// still returned, and so are its last ones to a caller
+			// that goes on after the bad page.
 			there = raw[:desc.Size]
 			if n, err := d.r.ReadAt(there, int64(desc.Offset)); n < len(there) {
 				return i, fmt.Errorf("read page at offset %#x: %w", desc.Offset, err)
@@ -482,7 +484,7 @@ func contiguous(descs []Desc) (group []Desc, size uint64) {
 		if i > 0 && (d.Offset != descs[0].Offset+size || size+uint64(d.Size) > maxRead) {
 			return descs[:i], size
 		}
-		// A size that makes no sense is found by check.
+		// check finds sizes that make no sense.
 		size += min(uint64(d.Size), MaxBlockSize)
 	}
 	return descs, size

@@ -49,10 +49,10 @@ type Page struct {
 const Zero = -1
 
 // Writer writes a dump, split in parts or not. The headers come last: until
-// Close, no reader takes a file for a dump. What isn't written is never read
-// back, so that the destination may be a pipe of the flattened form. It keeps
-// no more than a piece of a bitmap and, for each part, a piece of its
-// descriptors in memory. Its methods may not run concurrently.
+// Close, no reader takes a file for a dump. Nothing is read back, so the
+// destination may be a pipe, in the flattened form. It keeps no more than a
+// piece of a bitmap and, for each part, a piece of its descriptors in memory.
+// Its methods may not run concurrently.
 type Writer struct {
 	meta   Meta
 	header Header
@@ -122,7 +122,8 @@ func newWriter(meta Meta, parts []Part) (*Writer, error) {
 	return w, w.begin()
 }
 
-// layout fills in the headers, all but what is special to a part.
+// layout fills in the headers, except for the fields that differ between
+// parts.
 func (w *Writer) layout(pages uint64) {
 	info := w.meta.Info
 	size := info.BlockSize
@@ -168,8 +169,8 @@ func (w *Writer) begin() error {
 	return nil
 }
 
-// fillBitmap sets the bits of b, which begins at PFN first, of pages of which a
-// part is memory.
+// fillBitmap sets the bits, in b, which begins at PFN first, of all pages that
+// are memory at least in part.
 func fillBitmap(b []byte, first uint64, info *vmcore.Info) {
 	clear(b)
 	size := info.BlockSize
@@ -198,10 +199,10 @@ func (w *Writer) all(b []byte, at int64) error {
 	return nil
 }
 
-// Append takes the next pages, in ascending order of their PFNs, that have size
-// bytes of data together, and returns the file and the offset where the caller
-// must write that data. The pages must be of one part. It writes descriptors and
-// bitmaps, but not each time.
+// Append takes the next pages, in ascending order of their PFNs, that have
+// size bytes of data together, and returns the file and the offset where the
+// caller must write that data. The pages must be of one part. It writes
+// descriptors and bitmaps too, but not at each call.
 func (w *Writer) Append(pages []Page, size int64) (dst io.WriterAt, off int64, err error) {
 	if w.err != nil {
 		return nil, 0, w.err
@@ -287,8 +288,8 @@ func (w *Writer) bitmapTo(at int64) error {
 // information of each part.
 func (w *Writer) Unreadable(text []byte) { w.erase = text }
 
-// Close writes what is left, and then the headers. The data must have been
-// written before. It closes no destination.
+// Close writes the rest of descriptors and bitmaps, and then the headers. The
+// data must have been written before. It doesn't close the destinations.
 func (w *Writer) Close() error {
 	if w.err != nil {
 		return w.err

@@ -31,8 +31,8 @@ func TestAMD64IsRebuilt(t *testing.T) {
 	}
 }
 
-// TestAMD64Offsets compares the constants of amd64.go with stub.S's own, which it
-// carries as a table behind the parameters.
+// TestAMD64Offsets compares the constants of amd64.go with stub.S's own, which
+// it carries as a table after the parameters.
 func TestAMD64Offsets(t *testing.T) {
 	const offTable = 0x50
 	if got, want := string(amd64Code[0x08:0x10]), "WCSTUB01"; got != want {

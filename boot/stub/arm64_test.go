@@ -30,7 +30,7 @@ func TestARM64IsRebuilt(t *testing.T) {
 }
 
 // TestARM64Offsets compares the constants of arm64.go with stub.S's own, which
-// it carries as a table behind the parameters.
+// it carries as a table after the parameters.
 func TestARM64Offsets(t *testing.T) {
 	const offTable = 0x80
 	if got, want := string(arm64Code[0x08:0x10]), "WCSTUBA1"; got != want {

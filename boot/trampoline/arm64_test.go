@@ -19,7 +19,7 @@ func TestARM64IsRebuilt(t *testing.T) {
 }
 
 // TestARM64Offsets compares the constants of arm64.go with trampoline.S's own,
-// which it carries as a table behind the parameters.
+// which it carries as a table after the parameters.
 func TestARM64Offsets(t *testing.T) {
 	if got, want := string(arm64Code[0x08:0x10]), "WCTRAMA1"; got != want {
 		t.Fatalf("magic: got %q, want %q", got, want)

@@ -23,7 +23,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcore/vmcoretest"
 )
 
-// file is a file in memory. It is full behind limit, if that isn't 0.
+// file is a file in memory. It is full at limit bytes, if that isn't 0.
 type file struct {
 	mu    sync.Mutex
 	b     []byte

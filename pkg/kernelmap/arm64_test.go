@@ -127,7 +127,7 @@ func (g *armGuest) build() *armGuest {
 	for off := uint64(0); off < g.imageSize; off += size {
 		g.mapPage(g.text+off, g.imagePhys+off, 1)
 	}
-	g.mapPage(g.text+64*phys.MiB, g.ram, 1) // vmalloc, behind the image
+	g.mapPage(g.text+64*phys.MiB, g.ram, 1) // vmalloc, after the image
 	g.Write(g.imagePhys+utsAt+0x8+2*65, []byte(release+"\x00"))
 	return g
 }

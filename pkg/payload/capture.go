@@ -89,7 +89,7 @@ func (p *Payload) keptHeader(b *registration.Block, area phys.Range) ([]byte, er
 		return nil, fmt.Errorf("ELF core header of the boot that copied: %w", err)
 	}
 	p.logLost(lost)
-	var own vmcore.Info // our own notes, behind the header
+	var own vmcore.Info // our own notes, after the header
 	for _, n := range old.Notes {
 		if r, ok := phys.Sized(n.Offset, n.Size); ok && at.Contains(r) {
 			own.AddNotes(inHandoff(r))

@@ -158,7 +158,8 @@ func TestCapture(t *testing.T) {
 	}
 	h := c.wantDump()
 
-	// Registers of both CPUs, VMCOREINFO, and our own note behind the header.
+	// Registers of both CPUs, VMCOREINFO, and our own note after the
+	// header.
 	var notes []string
 	for _, n := range h.Notes {
 		found, err := elfcore.ParseNotes(c.mem.Get(span(n.Offset, n.Offset+n.Size)))

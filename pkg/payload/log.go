@@ -55,7 +55,7 @@ func (l *Logger) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &with
 }
 
-// WithGroup returns a logger that puts name in front of the keys to come.
+// WithGroup returns a logger that puts name before all later keys.
 func (l *Logger) WithGroup(name string) slog.Handler {
 	with := *l
 	if name != "" {

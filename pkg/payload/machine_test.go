@@ -387,7 +387,7 @@ func wantKernel(t *testing.T, r result, seed byte, cmdline string) {
 	}
 }
 
-// touched says what of p was written.
+// touched returns the parts of p that were written.
 func touched(p *plan.Plan, writes []physmemtest.Access) (out []string) {
 	for _, part := range []struct {
 		name string

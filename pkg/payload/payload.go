@@ -44,7 +44,7 @@ type Memory interface {
 	ReadPhys(p []byte, addr uint64) error
 	WritePhys(p []byte, addr uint64) error
 	Zero(r phys.Range) error
-	// Uncached is what of s can be reached only slowly.
+	// Uncached returns the part of s to which access is slow.
 	Uncached(s phys.Set) phys.Set
 	Copy(copies []phys.Copy, workers int, progress func(done uint64)) error
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// A file can be mapped like /dev/mem; behind its end is memory that faults.
+// A file can be mapped like /dev/mem; memory after its end faults.
 
 // device returns a file of size bytes of noise as physical memory.
 func device(t *testing.T, size int) (*Memory, []byte) {
@@ -118,7 +118,7 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// TestFaults reaches behind the end of the file, where a mapping faults as
+// TestFaults reaches beyond the end of the file, where a mapping faults as
 // memory with an uncorrectable error does.
 func TestFaults(t *testing.T) {
 	const size = 0x4000

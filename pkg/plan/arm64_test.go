@@ -31,7 +31,7 @@ var arm64Machines = []machine{
 	{"above-4g", Input{Arch: ARM64, Firmware: ram(size(128*gib, 4*gib)), Policy: Policy{Window: phys.Set{size(129*gib, 128*mib)}, Handoff: size(129*gib+128*mib, 2*mib)}}},
 	{"two-banks", Input{Arch: ARM64, Firmware: ram(size(2*gib, 2*gib), size(8*gib, 6*gib)), Policy: Policy{Window: phys.Set{size(3*gib, 128*mib)}, Handoff: size(3*gib-2*mib, 2*mib)}}},
 	{"window-at-the-bottom", Input{Arch: ARM64, Firmware: virt(4 * gib), Policy: Policy{Window: phys.Set{size(gib, 256*mib)}, Handoff: size(2*gib, 2*mib)}}},
-	// The info block in front of what follows lies half in the window.
+	// Half of the info block before the next range lies in the window.
 	{"window-of-odd-pages", Input{Arch: ARM64, Firmware: virt(4 * gib), Policy: Policy{Window: phys.Set{size(0x6fee0000, 128*mib)}, Handoff: size(0x6fce0000, 2*mib)}}},
 	{"small-window", Input{Arch: ARM64, Firmware: virt(2 * gib), Policy: Policy{Window: phys.Set{size(0x70000000, 62*mib)}, Handoff: size(0x73e00000, 2*mib)}}},
 }

@@ -106,7 +106,8 @@ var machines = []machine{
 	{"bootmem-1g", Input{Arch: AMD64, Firmware: q35(8 * gib), Policy: with(usual, func(p *Policy) { p.BootMemory = gib })}},
 }
 
-// islands is 2 GiB of RAM, and n blocks of it, each with a hole behind it.
+// islands returns 2 GiB of RAM, and n further blocks of RAM, each followed by
+// a hole.
 func islands(n int) memmap.Map {
 	ranges := []phys.Range{size(0, 640*phys.KiB), size(mib, 2*gib-mib)}
 	for i := range uint64(n) {

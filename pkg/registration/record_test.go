@@ -65,7 +65,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	if diff := cmp.Diff(append([]byte("before"), recordBytes...), b); diff != "" {
 		t.Errorf("AppendBinary() (-want +got):\n%s", diff)
 	}
-	// What lies behind the record is not looked at.
+	// The bytes after the record are ignored.
 	got, err := registration.DecodeRecord(append(bytes.Clone(recordBytes), 0xff))
 	if err != nil || got != record() {
 		t.Errorf("DecodeRecord() = %+v, %v; want %+v", got, err, record())

@@ -50,7 +50,7 @@ func TestParseARM64(t *testing.T) {
 	}
 }
 
-// TestParseARM64Signed: what lies behind the image is not placed.
+// TestParseARM64Signed: what follows the image in the file is not placed.
 func TestParseARM64Signed(t *testing.T) {
 	k := segmentstest.DebianARM64(3)
 	k.ImageSize = 0x800

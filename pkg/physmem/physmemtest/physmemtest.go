@@ -111,8 +111,8 @@ func (m *Memory) Zero(r phys.Range) error {
 	return nil
 }
 
-// Copy carries out copies of whole pages, one behind the other; another
-// order than workers would take, but they are disjoint.
+// Copy carries out copies of whole pages, one after the other; another order
+// than workers would take, but they are disjoint.
 func (m *Memory) Copy(copies []phys.Copy, _ int, progress func(done uint64)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -142,7 +142,7 @@ func (m *Memory) Copy(copies []phys.Copy, _ int, progress func(done uint64)) err
 	return nil
 }
 
-// Uncached returns what of s is device memory.
+// Uncached returns the part of s that is device memory.
 func (m *Memory) Uncached(s phys.Set) phys.Set { return s.Intersect(m.Device) }
 
 // Set puts b at addr without recording it: what firmware, or a running

@@ -182,7 +182,7 @@ func TestInspectManyDamaged(t *testing.T) {
 	if err := os.WriteFile("vmcore", damage(file, all...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// The damage is in pages, not in what inspect reads.
+	// The damage is in pages, which inspect doesn't read.
 	if _, stdout, _ := warmcore("inspect", "--verify", "vmcore"); !strings.Contains(stdout, "\n           and 2 more\n") {
 		t.Errorf("stdout %s", stdout)
 	}

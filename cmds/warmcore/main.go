@@ -178,7 +178,8 @@ func (v verb) call(args []string, env environment) int {
 	if len(c.args) > v.maxArgs {
 		return c.finish(v.name, &usageError{fmt.Sprintf("too many arguments: %d, want at most %d", len(c.args), v.maxArgs)})
 	}
-	// It is a shell's variable that isn't set, and no wish for the default.
+	// Most likely a shell variable that isn't set: don't take it as a wish for
+	// the default.
 	if slices.Contains(c.args, "") {
 		return c.finish(v.name, &usageError{"an argument is empty"})
 	}
@@ -209,7 +210,7 @@ type failure struct {
 	Todo   string `json:"todo,omitempty"`
 }
 
-// finish reports err and returns the exit code. Wrong usage is not in the JSON: it
+// finish reports err and returns the exit code. Wrong usage prints no JSON: it
 // concerns whoever wrote the script, not whoever reads its output.
 func (c *call) finish(name string, err error) int {
 	if err == nil {
@@ -329,7 +330,8 @@ func (c *call) moved(m agent.Moved, err error, done string) error {
 	if err != nil && len(m.Left) == 0 {
 		return err
 	}
-	// With blocks left over, what was done and which they are, and the error.
+	// If blocks are left over, print what was done, which blocks those are, and
+	// the error.
 	text := fmt.Sprintf("%s: %s in %d memory blocks, MemTotal %d kB -> %d kB",
 		done, phys.FormatSize(m.Bytes), m.Blocks, m.MemTotalKiB[0], m.MemTotalKiB[1])
 	for _, h := range m.HugePages {

@@ -129,7 +129,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// Whether the machine is armed is nothing that others may see, so nothing says
+// Other users can't see whether the machine is armed, so the output must not say
 // that it isn't.
 func TestStatusWithoutRoot(t *testing.T) {
 	system := machine(t)
@@ -145,7 +145,7 @@ func TestStatusWithoutRoot(t *testing.T) {
 	}
 }
 
-// Memory blocks that stay behind are printed with what was done.
+// Memory blocks that could not be switched are printed with what was done.
 func TestMovedInPart(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	c := &call{environment: environment{stdout: &stdout, stderr: &stderr}, options: options{json: true}}

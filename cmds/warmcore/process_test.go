@@ -250,7 +250,7 @@ func (p *process) start() *process {
 	}
 	go func() {
 		defer close(p.done)
-		p.cmd.Wait() // exit says what came of it
+		p.cmd.Wait() // exit checks the exit code
 	}()
 	p.b.Cleanup(func() { p.cmd.Process.Kill(); <-p.done })
 	return p

@@ -37,11 +37,11 @@ func (l *progressLine) show(p outcome.Progress) {
 	if l.terminal {
 		every = everyTerminal
 	}
-	if p.What != l.what { // its time begins anew
+	if p.What != l.what { // another step: its time starts at 0
 		l.what, l.shown = p.What, 0
 	}
 	if p.Elapsed < l.shown+every && (p.Done < p.Total || !l.any) {
-		return // and nothing at all for what is over at once
+		return // and nothing at all for a step that ends at once
 	}
 	l.shown, l.any = p.Elapsed, true
 	text := progressText(p)

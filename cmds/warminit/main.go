@@ -77,7 +77,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	console := os.Stderr
 	if !*dry {
-		// What init gives as standard error may be a pipe, of which the end
+		// The standard error that init gives us may be a pipe. Its last lines
 		// would be lost at the jump into the next kernel.
 		if f, err := os.OpenFile("/dev/console", os.O_WRONLY|syscall.O_NOCTTY, 0); err == nil {
 			console, stderr = f, f

@@ -51,8 +51,8 @@ func parseURIs(out string) ([]archived, error) {
 	return all, nil
 }
 
-// apt are the arguments with which programs of apt act for a, in a release of
-// Debian or, if suite is empty, in what this host has. For another
+// apt returns the options that make apt's programs act for a, in a release of
+// Debian or, if suite is empty, in this host's. For another
 // architecture or release than the host's they have lists of their own in
 // cache, from the archives that the host uses, and leave the host's alone.
 func (a *Arch) apt(ctx context.Context, cache, suite string) ([]string, error) {

@@ -54,9 +54,8 @@ func OpenKernel(ctx context.Context, cache string, k Programs, debs ...string) (
 }
 
 // TakesMemory says whether the kernel can take memory that it was told to leave
-// alone: what needs it to has CONFIG_ZONE_DEVICE, which arm64 kernels of Debian
-// 12 lack. A kernel whose configuration isn't beside it is taken for one that
-// can.
+// alone. On arm64 that needs CONFIG_ZONE_DEVICE, which Debian 12's kernels lack.
+// A kernel whose configuration isn't beside it counts as one that can.
 func (k Kernel) TakesMemory() (bool, error) {
 	for _, name := range []string{filepath.Join(filepath.Dir(k.Image), "config-"+k.Release), filepath.Join(filepath.Dir(k.Image), "config")} {
 		b, err := os.ReadFile(name)
@@ -110,8 +109,8 @@ func (a *Arch) OpenKmod(ctx context.Context, cache string) (Programs, error) {
 }
 
 // OpenPrograms downloads and unpacks packages into cache, if they aren't there:
-// what a program is in and all that this depends on, from a release of Debian
-// or, if suite is empty, from the host's.
+// the package of a program and all that it depends on. They are of a release of
+// Debian or, if suite is empty, the host's.
 func (a *Arch) OpenPrograms(ctx context.Context, cache, suite string, packages []string) (Programs, error) {
 	debs, err := a.DownloadAll(ctx, cache, suite, packages...)
 	if err != nil {

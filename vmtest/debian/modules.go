@@ -94,8 +94,8 @@ func readModules(dir fs.FS) (moduleSet, error) {
 
 // closure returns the files of modules called names and of what they need,
 // sorted, as modules.dep names them. A name that the kernel neither has as a
-// module nor built in is an error; what is only loaded before a module if it is
-// there, such as the ways to compute crc32c before ext4, is not missed.
+// module nor built in is an error; a soft dependency, such as ext4's on the
+// ways to compute crc32c, may be missing.
 func (m moduleSet) closure(names []string) ([]string, error) {
 	files, seen := map[string]bool{}, map[string]bool{}
 	var add func(name string)

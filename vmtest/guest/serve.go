@@ -114,8 +114,8 @@ func (l *limited) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// command runs argv. A program that ends with an exit status, whichever, is
-// no error; one that can't be started is.
+// command runs argv. Any exit status of the program is no error; that it can't
+// be started is one.
 func command(argv []string) (wire.Result, error) {
 	stdout, stderr := &limited{max: wire.MaxOutput}, &limited{max: wire.MaxOutput}
 	cmd := exec.Command(argv[0], argv[1:]...)

@@ -53,8 +53,8 @@ func (e *LostError) Error() string {
 	return "QEMU ended: " + e.Reason + ": " + e.Log
 }
 
-// errLost is what waits return when QEMU ended; Machine.fail makes a LostError
-// of it.
+// errLost is what waits return when QEMU ended; Machine.fail turns it into a
+// LostError.
 var errLost = errors.New("QEMU ended")
 
 // ErrReset is in the chain of the error for a guest that was reset while the

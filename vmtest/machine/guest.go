@@ -76,8 +76,7 @@ func (g *Guest) send(req *wire.Request) error {
 	return err
 }
 
-// Run runs argv in the guest. That it ends with a status other than 0 is no
-// error.
+// Run runs argv in the guest. An exit status other than 0 is no error.
 func (g *Guest) Run(ctx context.Context, argv ...string) (wire.Result, error) {
 	op := "run in the guest: " + command.Line(argv)
 	g.m.Timeline.Note("run", command.Line(argv))
@@ -116,7 +115,7 @@ func (g *Guest) Paint(ctx context.Context, mib int, seed uint64) (truth.Painting
 }
 
 // Trigger ends the guest in the manner of t. It returns when the guest was
-// told; what comes of it is to be waited for.
+// told: the caller waits for what happens then.
 func (g *Guest) Trigger(ctx context.Context, t wire.Trigger) error {
 	_, err := g.ask(ctx, wire.Request{Trigger: &t})
 	if err == nil {

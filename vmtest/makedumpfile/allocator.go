@@ -64,7 +64,7 @@ func freeByZones(dump vmcore.Dump, info *vmcoreinfo.Info) (uint64, error) {
 		for z := range zones {
 			at := node + info.Offsets["pglist_data.node_zones"] + z*zone + info.Offsets["zone.free_area"]
 			for order := range info.Lengths["zone.free_area"] {
-				// nr_free is the last field, behind the lists.
+				// nr_free is the last field, after the lists.
 				blocks, err := read(at+order*area+area-8, 8)
 				if err != nil {
 					return 0, err

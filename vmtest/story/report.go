@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 )
 
-// Report is DIR/report.json: what came of a story. Absent parts did not
+// Report is DIR/report.json: the result of a story. Absent parts did not
 // happen in it.
 type Report struct {
 	Schema        int             `json:"schema"`

@@ -44,7 +44,7 @@ func tell(t *testing.T, root string, b *board, s Story) {
 	report, err := runOnce(t, b, s, out)
 	if errors.Is(err, machine.ErrHung) {
 		// One machine in some hundreds does, and nobody knows yet whether it
-		// is QEMU. It isn't to be lost, nor to cost all that others prove.
+		// is QEMU. Record it, but don't let it fail all the others.
 		hung := out + "-hung"
 		t.Logf("HUNG, and is told once more; please report what is in %s: %v", hung, err)
 		if err := errors.Join(os.RemoveAll(hung), os.Rename(out, hung)); err != nil {

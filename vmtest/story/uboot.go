@@ -14,7 +14,7 @@ import (
 const ubootBinary = "/usr/lib/u-boot/qemu_arm64/u-boot.bin"
 
 // U-Boot's flash: its environment (CONFIG_ENV_ADDR and CONFIG_ENV_SIZE of
-// qemu_arm64_defconfig in 2023.01), and the payload behind it.
+// qemu_arm64_defconfig in 2023.01), and the payload after it.
 const (
 	ubootEnvSize = 256 * phys.KiB
 	ubootFIT     = machine.FlashBase + ubootEnvSize

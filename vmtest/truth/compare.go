@@ -20,7 +20,7 @@ import (
 // maxWrong is how many addresses of wrong or missing pages are kept.
 const maxWrong = 10
 
-// Comparison is what came of comparing memory page by page. Counts are pages.
+// Comparison is the result of comparing memory page by page. Counts are pages.
 type Comparison struct {
 	Compared uint64
 	Wrong    uint64

@@ -63,7 +63,7 @@ func TestCompare(t *testing.T) {
 	}
 	truth := truthOf(t, mem)
 	defer truth.Close()
-	// The dump has pages 0 to 31 at page 1 of the file, 40 to 63 behind
+	// The dump has pages 0 to 31 at page 1 of the file, 40 to 63 after
 	// them, and 8 to 15, the kernel's text, once more.
 	loads := []elf.Prog64{
 		{Off: page, Paddr: 0, Filesz: 32 * page, Memsz: 32 * page},

@@ -32,7 +32,7 @@ type cell struct {
 }
 
 // runMatrix tells all stories of the matrix, whether or not one fails, and
-// says at the end what came of each. What --arch, --release and --story name
+// prints the result of each at the end. What --arch, --release and --story name
 // bounds it.
 func runMatrix(ctx context.Context, f flags, stdout io.Writer) error {
 	cells := f.cells()

@@ -14,7 +14,7 @@ import (
 	"github.com/warmcore/warmcore/vmtest/story"
 )
 
-// picture shows what came of a story.
+// picture shows the result of a story.
 func picture(w io.Writer, r *story.Report, dir string) {
 	fmt.Fprintf(w, "\nTimeline (seconds)\n")
 	for _, e := range r.Timeline {

@@ -180,7 +180,7 @@ func readVmcore() error {
 	}
 	return measureAll(&r,
 		sample{rates: &r.VmcoreRead, run: func() error { return read(size) }},
-		// The first loads begin behind the header and the notes, which are not
+		// The first loads begin after the header and the notes, which are not
 		// mapped in windows.
 		sample{rates: &r.VmcoreMmap, run: func() error { return mapped("/proc/vmcore", syscall.MAP_PRIVATE, window) }},
 		sample{rates: &r.DaxMmap, run: func() error { return mapped(dax[0], syscall.MAP_SHARED, 0) }})

@@ -2,7 +2,7 @@
 // the virtio-serial port named Port, and the pattern that painted pages hold.
 //
 // Both directions carry JSON objects, one a line. The guest sends a line break
-// before and behind each, so that a line cut off by a crash ruins itself only.
+// before and after each, so that a line cut off by a crash ruins itself only.
 // The host sends Request; each is answered by one Message that repeats its ID.
 // The other messages have ID 0 and say in Event what happened.
 package wire
@@ -125,7 +125,7 @@ type Run struct {
 	Count uint64 `json:"n"`
 }
 
-// AddPage puts one more page behind runs, into the last run if it fits.
+// AddPage appends one page to runs, to the last run if it fits.
 func AddPage(runs []Run, pfn, index uint64) []Run {
 	if n := len(runs); n > 0 {
 		last := &runs[n-1]

@@ -25,7 +25,7 @@ var (
 			"kernel/crypto/after.ko:\n")},
 		"modules.builtin": {Data: []byte("kernel/drivers/virtio/virtio_pci.ko\n")},
 		"modules.softdep": {Data: []byte("# Soft dependencies extracted from modules themselves.\nsoftdep ext4 pre: crc32c nosuch post: after\n")},
-		"modules.alias":   {Data: []byte("# Aliases extracted from modules themselves.\nalias crc32c crc32c_generic\nalias crypto-crc32c crc32c_intel\nalias pci:v* unused\n")},
+		"modules.alias":   {Data: []byte("# Aliases extracted from modules themselves.\nalias crc32c crc32c_generic\nalias crypto-crc32c crc32c_intel\nalias pci:v* unused\nalias platform soc card unused\n")},
 	}
 	modulesOf7 = fstest.MapFS{
 		"modules.dep":     {Data: []byte("kernel/fs/ext4/ext4.ko: kernel/fs/mbcache.ko\n")},

@@ -63,13 +63,15 @@ func readModules(dir fs.FS) (moduleSet, error) {
 			}
 			return nil
 		}},
-		// alias ALIAS MODULE
+		// alias ALIAS MODULE; an alias may have spaces in it
 		{"modules.alias", true, func(line string) error {
 			words := strings.Fields(line)
-			if len(words) != 3 || words[0] != "alias" {
+			last := len(words) - 1
+			if last < 2 || words[0] != "alias" {
 				return errors.New("want alias, the alias, and a module")
 			}
-			m.aliases[words[1]] = append(m.aliases[words[1]], moduleName(words[2]))
+			alias := strings.Join(words[1:last], " ")
+			m.aliases[alias] = append(m.aliases[alias], moduleName(words[last]))
 			return nil
 		}},
 	} {

@@ -19,16 +19,13 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/binding"
-	"github.com/warmcore/warmcore/pkg/cmdline"
 	"github.com/warmcore/warmcore/pkg/handoff"
 	"github.com/warmcore/warmcore/pkg/hotplug"
 	"github.com/warmcore/warmcore/pkg/kexec"
@@ -38,6 +35,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/physmem"
 	"github.com/warmcore/warmcore/pkg/readiness"
 	"github.com/warmcore/warmcore/pkg/registration"
+	"github.com/warmcore/warmcore/pkg/running"
 )
 
 func refuse(todo, format string, args ...any) error { return outcome.Refuse(todo, format, args...) }
@@ -118,33 +116,9 @@ func (s *System) hotplug() hotplug.System {
 
 const vmcoreFile = "proc/vmcore"
 
+func (s *System) running() running.Kernel { return running.Kernel{Root: s.Root, Log: s.Log} }
+
 func (s *System) path(name string) string { return filepath.Join(s.Root, name) }
-
-// maxFile caps what is read of a file in proc or sys, in bytes. The largest are
-// ACPI tables with an entry of 80 bytes for each CPU.
-const maxFile = 16 << 20
-
-// read returns a small file's text without white space at its ends.
-func (s *System) read(name string) (string, error) {
-	b, err := s.readBytes(name)
-	return strings.TrimSpace(string(b)), err
-}
-
-func (s *System) readBytes(name string) ([]byte, error) {
-	f, err := os.Open(s.path(name))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", s.path(name), err)
-	}
-	if len(b) > maxFile {
-		return nil, fmt.Errorf("read %s: more than %d bytes", s.path(name), maxFile)
-	}
-	return b, nil
-}
 
 // root refuses for anyone else.
 func (s *System) root() error {
@@ -173,7 +147,7 @@ type session struct {
 	*System
 	area  *handoff.Area
 	bytes []byte              // private copy of the area
-	block *registration.Block // nil where blockErr says why
+	block *registration.Block // nil where err says why
 	err   error               // why block is nil
 	dax   daxSource
 	close func()
@@ -185,11 +159,11 @@ func (s *System) open(write bool) (*session, error) {
 	if err := s.root(); err != nil {
 		return nil, err
 	}
-	line, err := s.read("proc/cmdline")
+	line, err := s.running().Text("proc/cmdline")
 	if err != nil {
 		return nil, fmt.Errorf("find handoff area: %w", err)
 	}
-	where, err := binding.FindHandoff(line, os.DirFS(s.path(deviceTree)))
+	where, err := binding.FindHandoff(line, os.DirFS(s.path(running.DeviceTree)))
 	switch {
 	case errors.Is(err, binding.ErrNone):
 		return nil, errNoPayload
@@ -294,27 +268,4 @@ func (x *session) plan(roles ...registration.Role) phys.Set {
 		}
 	}
 	return phys.NewSet(list...)
-}
-
-// captureBoot says whether the payload started this kernel to save a dump:
-// by the kernel command line on x86, by the device tree on arm64.
-func (s *System) captureBoot() bool {
-	if b, err := s.readBytes(deviceTree + "/chosen/" + binding.CoreHeaderProperty); err == nil && len(b) > 0 {
-		return true
-	}
-	line, err := s.cmdline()
-	if err != nil {
-		return false
-	}
-	place, ok := line.Last("elfcorehdr")
-	return ok && place.HasValue
-}
-
-// cmdline reads the running kernel's command line.
-func (s *System) cmdline() (cmdline.Line, error) {
-	text, err := s.read("proc/cmdline")
-	if err != nil {
-		return cmdline.Line{}, err
-	}
-	return cmdline.Parse(text), nil
 }

@@ -1,13 +1,10 @@
 package agent
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"strconv"
-	"strings"
 
 	"github.com/warmcore/warmcore/boot/stub"
 	"github.com/warmcore/warmcore/pkg/acpi"
@@ -52,7 +49,7 @@ func (amd64) area() stubArea {
 func (amd64) check(*session) error { return nil }
 
 func (s *System) amd64() (m amd64, err error) {
-	if m.apicIDs, err = s.apicIDs(); err != nil {
+	if m.apicIDs, err = s.running().APICIDs(); err != nil {
 		return amd64{}, fmt.Errorf("list the CPUs: %w", err)
 	}
 	// Linux numbers the CPU that it booted on 0.
@@ -60,66 +57,12 @@ func (s *System) amd64() (m amd64, err error) {
 	if m.lowPage, err = s.lowPage(); err != nil {
 		return amd64{}, err
 	}
-	fadt, err := s.fadt()
+	fadt, err := s.running().FADT()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log().Warn("the stub resets without ACPI's reset register", "err", err)
 	}
 	m.reset = resetRegister(fadt)
 	return m, nil
-}
-
-const maxCPUInfo = 128 << 20 // bytes of /proc/cpuinfo, about 2 KiB a CPU
-
-// apicIDs returns the APIC IDs in /proc/cpuinfo, in its order.
-func (s *System) apicIDs() ([]uint32, error) {
-	var ids []uint32
-	err := s.cpuInfo(func(key, value string) error {
-		if key != "apicid" {
-			return nil
-		}
-		id, err := strconv.ParseUint(value, 10, 32)
-		if err != nil {
-			return fmt.Errorf("apicid: %w", err)
-		}
-		ids = append(ids, uint32(id))
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	if len(ids) == 0 {
-		// A kernel without SMP support prints none: the one CPU has 0.
-		ids = []uint32{0}
-	}
-	if len(ids) > stub.MaxCPUs {
-		return nil, refuse("boot with nr_cpus=", "there are %d CPUs, and the stub stops at most %d", len(ids), stub.MaxCPUs)
-	}
-	return ids, nil
-}
-
-// cpuInfo calls f for each line of /proc/cpuinfo.
-func (s *System) cpuInfo(f func(key, value string) error) error {
-	file, err := os.Open(s.path("proc/cpuinfo"))
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	lines := bufio.NewScanner(file)
-	lines.Buffer(nil, 64<<10)
-	read := 0
-	for lines.Scan() {
-		if read += len(lines.Bytes()); read > maxCPUInfo {
-			return fmt.Errorf("%s: more than %d bytes", file.Name(), maxCPUInfo)
-		}
-		key, value, ok := strings.Cut(lines.Text(), ":")
-		if !ok {
-			continue
-		}
-		if err := f(strings.TrimSpace(key), strings.TrimSpace(value)); err != nil {
-			return err
-		}
-	}
-	return lines.Err()
 }
 
 // usualLowPage is RAM on every PC, below what boot loaders and firmware leave

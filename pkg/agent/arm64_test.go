@@ -2,7 +2,6 @@ package agent
 
 import (
 	"encoding/binary"
-	"math"
 	"strings"
 	"testing"
 
@@ -102,7 +101,7 @@ func TestArmARM64Refusals(t *testing.T) {
 		{"old PSCI", func(m *testMachine) { m.file("proc/device-tree/psci/compatible", "arm,psci\x00") }, "PSCI is version 0.1"},
 		{"ACPI without PSCI", func(m *testMachine) {
 			m.remove("proc/device-tree/psci/method")
-			m.file(acpiTables+"FACP", fadt(0))
+			m.file("sys/firmware/acpi/tables/FACP", fadt(0))
 		}, "firmware has no PSCI"},
 		{"kernel of 64 KiB pages", func(m *testMachine) {
 			m.file("sys/devices/system/memory/block_size_bytes", "20000000\n")
@@ -222,102 +221,9 @@ func TestReleasePartly(t *testing.T) {
 	}
 }
 
-func TestConduit(t *testing.T) {
-	const dt = "proc/device-tree/"
-	for _, tc := range []struct {
-		name  string
-		files map[string]string
-		want  stub.Conduit
-		bad   string
-	}{
-		{"hvc", map[string]string{dt + "psci/method": "hvc\x00", dt + "psci/compatible": "arm,psci-1.0\x00"}, stub.ConduitHVC, ""},
-		{"smc", map[string]string{dt + "psci/method": "smc\x00", dt + "psci/compatible": "arm,psci-0.2\x00arm,psci\x00"}, stub.ConduitSMC, ""},
-		{"with a unit address", map[string]string{dt + "psci@0/method": "smc\x00", dt + "psci@0/compatible": "arm,psci-1.0\x00"}, stub.ConduitSMC, ""},
-		{"below firmware", map[string]string{dt + "firmware/psci/method": "smc\x00", dt + "firmware/psci/compatible": "arm,psci-1.0\x00"}, stub.ConduitSMC, ""},
-		{"ACPI, smc", map[string]string{acpiTables + "FACP": fadt(1)}, stub.ConduitSMC, ""},
-		{"ACPI, hvc", map[string]string{acpiTables + "FACP": fadt(3)}, stub.ConduitHVC, ""},
-		{"ACPI before 5.1", map[string]string{acpiTables + "FACP": string(acpitest.Table("FACP", 4, make([]byte, 100)))}, 0, "firmware has no PSCI"},
-		{"unknown method", map[string]string{dt + "psci/method": "svc\x00", dt + "psci/compatible": "arm,psci-1.0\x00"}, 0, `method is "svc\x00"`},
-		{"no compatible", map[string]string{dt + "psci/method": "hvc\x00"}, 0, "no such file"},
-		{"none", nil, 0, "names PSCI"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			m := &testMachine{t: t, System: System{Root: t.TempDir()}}
-			for name, content := range tc.files {
-				m.file(name, content)
-			}
-			got, err := m.conduit()
-			if got != tc.want || tc.bad == "" && err != nil || tc.bad != "" && (err == nil || !strings.Contains(err.Error(), tc.bad)) {
-				t.Errorf("conduit = %v, %v; want %v, error %q", got, err, tc.want, tc.bad)
-			}
-		})
-	}
-}
-
 // fadt is a Fixed ACPI Description Table with ARM_BOOT_ARCH flags.
 func fadt(flags byte) string {
 	b := make([]byte, 276-36)
 	b[129-36] = flags
 	return string(acpitest.Table("FACP", 6, b))
-}
-
-// madt is a MADT with CPUs, each enabled or not.
-func madt(mpidr uint16, enabled byte) string {
-	b := make([]byte, 44-36+82)
-	c := b[44-36:]
-	c[0], c[1], c[12] = 0xb, 82, enabled
-	c[68], c[69] = byte(mpidr), byte(mpidr>>8)
-	return string(acpitest.Table("APIC", 5, b))
-}
-
-func TestMPIDRs(t *testing.T) {
-	const dir = "sys/devices/system/cpu/"
-	for _, tc := range []struct {
-		name  string
-		files map[string]string
-		want  []uint64
-		bad   string
-	}{
-		{"one cell", map[string]string{dir + "online": "0-1\n", dir + "cpu0/of_node/reg": "\x00\x00\x00\x01", dir + "cpu1/of_node/reg": "\x00\x01\x02\x03"}, []uint64{1, 0x10203}, ""},
-		{"two cells", map[string]string{dir + "online": "0\n", dir + "cpu0/of_node/reg": "\x00\x00\x00\x05\x00\x00\x00\x01"}, []uint64{0x500000001}, ""},
-		{"some offline", map[string]string{dir + "online": "0,2\n", dir + "cpu0/of_node/reg": "\x00\x00\x00\x00", dir + "cpu2/of_node/reg": "\x00\x00\x02\x00"}, []uint64{0, 0x200}, ""},
-		{"MADT", map[string]string{dir + "online": "0\n", acpiTables + "APIC": madt(0x100, 1)}, []uint64{0x100}, ""},
-		{"MADT without CPUs", map[string]string{dir + "online": "0\n", acpiTables + "APIC": madt(0x100, 0)}, nil, "names no CPU"},
-		{"neither", map[string]string{dir + "online": "0-1\n"}, nil, "no such file"},
-		{"one without a node", map[string]string{dir + "online": "0-1\n", dir + "cpu0/of_node/reg": "\x00\x00\x00\x00"}, nil, "cpu1"},
-		{"three bytes", map[string]string{dir + "online": "0\n", dir + "cpu0/of_node/reg": "abc"}, nil, "3 bytes, want 4 or 8"},
-		{"no list", map[string]string{dir + "online": "all\n"}, nil, "invalid syntax"},
-		{"list runs backwards", map[string]string{dir + "online": "3-1\n"}, nil, "no list of numbers"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			m := &testMachine{t: t, System: System{Root: t.TempDir()}}
-			for name, content := range tc.files {
-				m.file(name, content)
-			}
-			got, err := m.mpidrs()
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("MPIDRs (-want +got):\n%s", diff)
-			}
-			if tc.bad == "" && err != nil || tc.bad != "" && (err == nil || !strings.Contains(err.Error(), tc.bad)) {
-				t.Errorf("error %v, want %q", err, tc.bad)
-			}
-		})
-	}
-}
-
-func FuzzParseList(f *testing.F) {
-	f.Add("0-3,7")
-	f.Add("0-65535,0-65535,0")
-	f.Add("3-0")
-	f.Fuzz(func(t *testing.T, text string) {
-		list, err := parseList(text)
-		if err != nil && list != nil || err == nil && len(list) == 0 || len(list) > maxList {
-			t.Fatalf("%d numbers, %v", len(list), err)
-		}
-		for _, n := range list {
-			if n < 0 || n > math.MaxUint16 {
-				t.Fatalf("number %d of %q", n, text)
-			}
-		}
-	})
 }

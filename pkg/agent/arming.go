@@ -37,7 +37,7 @@ func (s *System) Arm() (Armed, error) {
 	if err != nil {
 		return Armed{}, err
 	}
-	k, err := s.kernel(machine)
+	k, err := s.facts(machine)
 	if err != nil {
 		return Armed{}, err
 	}
@@ -130,7 +130,7 @@ func (x *session) memoryCheck() (readiness.Check, error) {
 // kernelMemory is the RAM that the running kernel uses, without memory blocks
 // that are offline or hold user pages only.
 func (x *session) kernelMemory() (phys.Set, error) {
-	m, err := x.ioMem()
+	m, err := x.running().IOMem()
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func (x *session) kernelMemory() (phys.Set, error) {
 // not: in whole memory blocks.
 func (x *session) kept() uint64 {
 	size, err := x.hotplug().BlockSize()
-	if err != nil || !x.captureBoot() {
+	if err != nil || !x.running().CaptureBoot() {
 		return 0
 	}
 	p, err := x.parts()
@@ -186,7 +186,7 @@ func (x *session) promised() error {
 	switch {
 	case b.State == registration.Capturing:
 		return refuse("`warmcore save`, then `warmcore release`", "there is a dump that is not saved")
-	case b.State == registration.Saved && x.captureBoot():
+	case b.State == registration.Saved && x.running().CaptureBoot():
 		return refuse("`warmcore release` first: another crash now could not be dumped", "the memory of the saved dump has not been given back")
 	case b.MapHash == [32]byte{} || len(b.Plan) == 0:
 		return refuse(todoLog, "the payload made no memory plan in this boot")
@@ -211,7 +211,7 @@ func (s *System) Disarm() error {
 	case registration.Capturing:
 		return refuse("`warmcore save`, or `warmcore release --discard`", "disarming would lose the dump, which is not saved")
 	case registration.Disarmed:
-		if loaded, err := s.read("sys/kernel/kexec_crash_loaded"); err == nil && loaded == "0" {
+		if loaded, err := s.running().Text("sys/kernel/kexec_crash_loaded"); err == nil && loaded == "0" {
 			return &outcome.Nothing{What: "disarmed already"}
 		}
 	default:

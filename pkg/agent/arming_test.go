@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -312,92 +311,8 @@ func TestResetRegister(t *testing.T) {
 // A table that firmware got wrong must not keep the machine from being armed.
 func TestArmBadFADT(t *testing.T) {
 	m := plainBoot(t)
-	m.file(acpiTables+"FACP", "FACP")
+	m.file("sys/firmware/acpi/tables/FACP", "FACP")
 	if _, err := m.Arm(); err != nil {
 		t.Errorf("Arm: %v", err)
 	}
-}
-
-// /proc/cpuinfo is the kernel's; what comes of it goes into the stub.
-func FuzzCPUInfo(f *testing.F) {
-	f.Add("processor\t: 0\napicid\t\t: 0\n\nprocessor\t: 1\napicid\t\t: 2\n")
-	f.Add("apicid : 4294967296\n")
-	f.Add("apicid:\n:\n")
-	f.Fuzz(func(t *testing.T, text string) {
-		s := System{Root: t.TempDir()}
-		if err := os.MkdirAll(s.path("proc"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(s.path("proc/cpuinfo"), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		ids, err := s.apicIDs()
-		if err == nil && (len(ids) == 0 || len(ids) > stub.MaxCPUs) || err != nil && ids != nil {
-			t.Errorf("%d APIC IDs, %v", len(ids), err)
-		}
-	})
-}
-
-// Where registers and VMCOREINFO are goes into the handoff area, and the payload
-// reads memory there.
-func FuzzParseNote(f *testing.F) {
-	f.Add("7f000000", "368")
-	f.Add("0x0000000001234000", "1024")
-	f.Add("0xffffffffffffff00", "4096")
-	f.Add("0x0x1", "+1")
-	f.Fuzz(func(t *testing.T, addr, size string) {
-		for _, form := range []struct {
-			base   int
-			format string
-		}{{10, "%d"}, {16, "%x"}} {
-			n, err := parseNote(addr, 16, size, form.base)
-			if err != nil {
-				if n != (registration.Note{}) {
-					t.Errorf("%+v, and %v", n, err)
-				}
-				continue
-			}
-			if r, ok := phys.Sized(n.Addr, n.Size); !ok || r.Empty() || r.Start == 0 || n.Size > registration.MaxNoteSize {
-				t.Errorf("note %+v", n)
-			}
-			again, err := parseNote(fmt.Sprintf("%x", n.Addr), 16, fmt.Sprintf(form.format, n.Size), form.base)
-			if again != n || err != nil {
-				t.Errorf("written and read again it is %+v, %v; want %+v", again, err, n)
-			}
-		}
-	})
-}
-
-func FuzzCrashNotes(f *testing.F) {
-	f.Add("cpu0", "7f000000\n", "368\n")
-	f.Add("cpu3071", "7f000200", "368")
-	f.Add("cpu3072", "7f000200", "368")
-	f.Add("cpu01", "7f000200", "368")
-	f.Add("cpufreq", "not a CPU\n", "")
-	f.Fuzz(func(t *testing.T, name, addr, size string) {
-		if name != filepath.Base(name) || name == ".." || strings.Contains(name, "\x00") || len(name) > 255 {
-			return // no name of a file
-		}
-		m := &testMachine{t: t, System: System{Root: t.TempDir()}}
-		for cpu, text := range map[string][2]string{"cpu1": {"7f000000\n", "368\n"}, name: {addr, size}} {
-			m.file(cpus+"/"+cpu+"/crash_notes", text[0])
-			m.file(cpus+"/"+cpu+"/crash_notes_size", text[1])
-		}
-		notes, found, err := m.crashNotes()
-		if err != nil {
-			if notes != nil || found != 0 {
-				t.Errorf("%d notes, %d found, and %v", len(notes), found, err)
-			}
-			return
-		}
-		has := 0
-		for _, n := range notes {
-			if n != (registration.Note{}) {
-				has++
-			}
-		}
-		if has != found || found == 0 || len(notes) > registration.MaxCPUs {
-			t.Errorf("%d CPUs found, notes of %d in a list of %d", found, has, len(notes))
-		}
-	})
 }

@@ -86,7 +86,7 @@ func (x *session) loads(src *oldmem.Source) ([]load, error) {
 	if err != nil {
 		return nil, err
 	}
-	line, err := x.cmdline()
+	line, err := x.running().CommandLine()
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"runtime"
 
-	"github.com/warmcore/warmcore/pkg/acpi"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
@@ -53,15 +52,4 @@ func segment(image []byte, area phys.Range) (phys.Segment, error) {
 		return phys.Segment{}, fmt.Errorf("build stub: %d bytes, and the area for it is %v", len(image), area)
 	}
 	return phys.Segment{Name: "stub", Range: where, Data: image}, nil
-}
-
-const acpiTables = "sys/firmware/acpi/tables/"
-
-// fadt reads the Fixed ACPI Description Table; fs.ErrNotExist if there is none.
-func (s *System) fadt() (acpi.FADT, error) {
-	b, err := s.readBytes(acpiTables + "FACP")
-	if err != nil {
-		return acpi.FADT{}, err
-	}
-	return acpi.ParseFADT(b)
 }

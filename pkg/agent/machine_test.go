@@ -145,7 +145,7 @@ func plainBoot(t *testing.T) *testMachine {
 	facp[116] = 1 // I/O
 	binary.LittleEndian.PutUint64(facp[120:], 0xcf9)
 	facp[128] = 0xf
-	m.file(acpiTables+"FACP", string(acpitest.Table("FACP", 5, facp[36:])))
+	m.file("sys/firmware/acpi/tables/FACP", string(acpitest.Table("FACP", 5, facp[36:])))
 	m.file("proc/kcore", string(kcore(t)))
 	m.setBlock(registration.Prearmed, nil)
 	m.memory.onSave = func() { m.did("state " + m.block().State.String()) }

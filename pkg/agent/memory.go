@@ -3,7 +3,6 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/hotplug"
@@ -74,7 +73,7 @@ func (x *session) parts() (p parts, err error) {
 // blocks of what it is not about.
 func (x *session) addMemory(want phys.Set) error {
 	h := x.hotplug()
-	if release, err := x.read("proc/sys/kernel/osrelease"); err == nil {
+	if release, err := x.running().Text("proc/sys/kernel/osrelease"); err == nil {
 		if missing := h.Missing(release); len(missing) > 0 {
 			return refuse("boot a kernel with CONFIG_ZONE_DEVICE, which all of them need, or install its modules",
 				"this kernel can't take memory that was hidden from it: it has no %s", strings.Join(missing, ", "))
@@ -127,10 +126,10 @@ func (s *System) Release(discard bool) (Moved, error) {
 	if err := x.need(); err != nil {
 		return Moved{}, err
 	}
-	if !x.captureBoot() {
+	if !x.running().CaptureBoot() {
 		return Moved{}, &outcome.Nothing{What: "no memory is kept: this is a plain boot"}
 	}
-	before := x.memTotal()
+	before := x.running().MemTotal()
 	switch state := x.block.State; {
 	case state == registration.Capturing && !discard:
 		return Moved{}, refuse("`warmcore save`, or `warmcore release --discard`", "the dump is not saved")
@@ -162,7 +161,7 @@ func (s *System) Release(discard bool) (Moved, error) {
 	}
 	m := x.online("release", p)
 	x.production(&m)
-	m.MemTotalKiB = [2]uint64{before, x.memTotal()}
+	m.MemTotalKiB = [2]uint64{before, x.running().MemTotal()}
 	if added != nil {
 		return m, fmt.Errorf("release: %w", added)
 	}
@@ -230,12 +229,12 @@ func (s *System) Lend() (Moved, error) {
 	}
 	switch x.block.State {
 	case registration.Capturing, registration.Saved:
-		if x.captureBoot() {
+		if x.running().CaptureBoot() {
 			return Moved{}, refuse("`warmcore save`, then `warmcore release`, which lends as well",
 				"the destination holds part of the dump (state %v)", x.block.State)
 		}
 	}
-	before := x.memTotal()
+	before := x.running().MemTotal()
 	lendable := x.plan(registration.RoleWindow, registration.RoleDestination)
 	if len(lendable) == 0 {
 		return Moved{}, &outcome.Nothing{What: "there is nothing to lend: the payload planned no destination"}
@@ -253,7 +252,7 @@ func (s *System) Lend() (Moved, error) {
 		return Moved{}, &outcome.Nothing{What: "window and destination are lent already"}
 	}
 	m := x.online("lend", p)
-	m.MemTotalKiB = [2]uint64{before, x.memTotal()}
+	m.MemTotalKiB = [2]uint64{before, x.running().MemTotal()}
 	if added != nil {
 		return m, fmt.Errorf("lend: %w", added)
 	}
@@ -284,7 +283,7 @@ func (s *System) Reclaim() (Moved, error) {
 	if err != nil {
 		return Moved{}, err
 	}
-	m := Moved{MemTotalKiB: [2]uint64{x.memTotal(), 0}}
+	m := Moved{MemTotalKiB: [2]uint64{x.running().MemTotal(), 0}}
 	h, start := x.hotplug(), x.now()
 	var lent []*hotplug.Block
 	total, done := uint64(0), uint64(0)
@@ -307,23 +306,6 @@ func (s *System) Reclaim() (Moved, error) {
 		done += b.Range.Size()
 		x.progress(outcome.Progress{What: "reclaim", Done: done, Total: total, Elapsed: x.now().Sub(start)})
 	}
-	m.MemTotalKiB[1] = x.memTotal()
+	m.MemTotalKiB[1] = x.running().MemTotal()
 	return m, m.unmoved("reclaim", "still in use", len(lent))
-}
-
-// memTotal returns the running kernel's memory in KiB, 0 if it doesn't say.
-func (s *System) memTotal() uint64 {
-	text, err := s.read("proc/meminfo")
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(text) {
-		if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
-			if f := strings.Fields(rest); len(f) > 0 {
-				n, _ := strconv.ParseUint(f[0], 10, 64)
-				return n
-			}
-		}
-	}
-	return 0
 }

@@ -42,7 +42,7 @@ func (h HugePages) String() string {
 // entry asks for: the payload has left out what would have filled boot memory.
 // What can't be had is said, and is no failure: the memory is released.
 func (x *session) production(m *Moved) {
-	line, err := x.cmdline()
+	line, err := x.running().CommandLine()
 	if err != nil {
 		x.log().Warn("huge pages are not given back", "err", err)
 		return

@@ -13,9 +13,13 @@ import (
 // A refusal is two lines on a terminal, reason and remedy. It walks all that
 // are in the source.
 func TestRefusalsFit(t *testing.T) {
-	files, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
+	var files []string
+	for _, dir := range []string{".", "../running"} {
+		list, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, list...)
 	}
 	found := 0
 	for _, name := range files {
@@ -49,7 +53,14 @@ func TestRefusalsFit(t *testing.T) {
 		ast.Inspect(f, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.CallExpr:
-				if id, ok := n.Fun.(*ast.Ident); ok && (id.Name == "refuse" || id.Name == "blind") {
+				name := ""
+				switch f := n.Fun.(type) {
+				case *ast.Ident:
+					name = f.Name
+				case *ast.SelectorExpr:
+					name = f.Sel.Name
+				}
+				if name == "refuse" || name == "Refuse" && len(n.Args) > 1 || name == "blind" {
 					check(n.Args[0])
 					check(n.Args[1])
 				}

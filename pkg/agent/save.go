@@ -142,7 +142,7 @@ func (x *session) savable(target string) error {
 
 // host returns the host name as part of a file name.
 func (s *System) host() string {
-	name, err := s.read("proc/sys/kernel/hostname")
+	name, err := s.running().Text("proc/sys/kernel/hostname")
 	name = strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_', r == '.':

@@ -78,9 +78,9 @@ func (s *System) Status() (Status, error) {
 		return Status{}, err // what it may see would be half the truth
 	}
 	st := Status{Schema: StatusSchema, Boot: "plain"}
-	st.Kernel, _ = s.read("proc/sys/kernel/osrelease")
-	st.Memory.TotalKiB = s.memTotal()
-	if s.captureBoot() {
+	st.Kernel, _ = s.running().Text("proc/sys/kernel/osrelease")
+	st.Memory.TotalKiB = s.running().MemTotal()
+	if s.running().CaptureBoot() {
 		st.Boot, st.Mode = "capture", "vmcore"
 	}
 	x, err := s.open(false)
@@ -120,7 +120,7 @@ func (s *System) Status() (Status, error) {
 
 // armed says whether a crash now would be dumped, and why.
 func (x *session) armed() (bool, string) {
-	loaded, err := x.read("sys/kernel/kexec_crash_loaded")
+	loaded, err := x.running().Text("sys/kernel/kexec_crash_loaded")
 	switch b := x.block; {
 	case b.State == registration.Capturing:
 		return false, "there is a dump to save"
@@ -133,7 +133,7 @@ func (x *session) armed() (bool, string) {
 	}
 	// The state outlives the boot that it was written in only by mistake:
 	// the payload changes it at every reset.
-	if id, err := x.identity(); err == nil && id.BootID != x.block.Identity.BootID {
+	if id, err := x.running().Identity(); err == nil && id.BootID != x.block.Identity.BootID {
 		return false, "it was another boot that armed: run `warmcore arm`"
 	}
 	switch memory, err := x.memoryCheck(); {

@@ -70,6 +70,7 @@ var layers = map[string]layer{
 	"pkg/hotplug":   system,
 	"pkg/watchdog":  system,
 	"pkg/busmaster": system,
+	"pkg/running":   system,
 
 	"pkg/target": places,
 

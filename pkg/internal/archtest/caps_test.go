@@ -38,9 +38,9 @@ var caps = []struct {
 }{
 	{"pkg/memmap", "MaxIOMemLines", vfLines + 4*ranges, 8, ""},
 	{"pkg/memmap", "MaxEntries", ranges, 4, ""},        // the e820 table of a kernel has at most 3200
-	{"pkg/agent", "maxFile", 80*cpus + 16*cpus, 8, ""}, // arm64's MADT: GICC, and GICR or ITS, for each CPU
-	{"pkg/agent", "maxCPUInfo", 2048 * cpus, 4, ""},
-	{"pkg/agent", "maxList", cpus, 4, ""},
+	{"pkg/running", "maxFile", 80*cpus + 16*cpus, 8, ""}, // arm64's MADT: GICC, and GICR or ITS, for each CPU
+	{"pkg/running", "maxCPUInfo", 2048 * cpus, 4, ""},
+	{"pkg/running", "maxList", cpus, 4, ""},
 	{"pkg/hotplug", "maxBlocks", ram / block, 4, ""},
 	{"pkg/hotplug", "maxModules", 700 << 10, 4, ""},
 	{"pkg/devicetree", "MaxNodes", 8192 * 2, 4, ""},

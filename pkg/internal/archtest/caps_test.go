@@ -37,7 +37,7 @@ var caps = []struct {
 	beyond    string
 }{
 	{"pkg/memmap", "MaxIOMemLines", vfLines + 4*ranges, 8, ""},
-	{"pkg/memmap", "MaxEntries", ranges, 4, ""},        // the e820 table of a kernel has at most 3200
+	{"pkg/memmap", "MaxEntries", ranges, 4, ""},          // the e820 table of a kernel has at most 3200
 	{"pkg/running", "maxFile", 80*cpus + 16*cpus, 8, ""}, // arm64's MADT: GICC, and GICR or ITS, for each CPU
 	{"pkg/running", "maxCPUInfo", 2048 * cpus, 4, ""},
 	{"pkg/running", "maxList", cpus, 4, ""},

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/bootconfig"
+	"github.com/warmcore/warmcore/pkg/cmdline"
 )
 
 // Parse reads a configuration that lies in the folder dir, with a leading
@@ -76,12 +77,9 @@ func Parse(b []byte, dir string) []bootconfig.Entry {
 			e.Cmdline = strings.TrimSpace(e.Cmdline + " " + global)
 		}
 		// syslinux takes the initrd out of the command line, too.
-		words := strings.Fields(e.Cmdline)
-		for _, w := range words {
-			if list, ok := strings.CutPrefix(w, "initrd="); ok && len(e.Initrds) == 0 {
-				for name := range strings.SplitSeq(list, ",") {
-					e.Initrds = append(e.Initrds, file(name))
-				}
+		if params := cmdline.Parse(e.Cmdline).All("initrd"); len(params) > 0 && len(e.Initrds) == 0 {
+			for name := range strings.SplitSeq(params[0].Value, ",") {
+				e.Initrds = append(e.Initrds, file(name))
 			}
 		}
 	}

@@ -252,3 +252,11 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+func TestSubstitute(t *testing.T) {
+	vars := map[string]string{"kernelopts": `root=/dev/sda1 dyndbg="file a.c  +p"`}
+	got := Substitute(`$kernelopts  ${unset} quiet`, vars)
+	if want := `root=/dev/sda1 dyndbg="file a.c  +p" quiet`; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

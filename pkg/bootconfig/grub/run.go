@@ -11,6 +11,7 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/bootconfig"
 	"github.com/warmcore/warmcore/pkg/bootconfig/bls"
+	"github.com/warmcore/warmcore/pkg/cmdline"
 )
 
 // Caps on what a script may do. Debian's with ten kernels runs 400 commands.
@@ -811,7 +812,8 @@ func (in *interpreter) blsEntry(b bls.Entry, device string) bootconfig.Entry {
 	return e
 }
 
-// substitute replaces $name and ${name}.
+// substitute replaces $name and ${name}. One space is left where a variable was
+// empty; spaces in quotes stay as they are.
 func (in *interpreter) substitute(s string) string {
 	var out strings.Builder
 	for s != "" && out.Len() < maxArgument {
@@ -825,5 +827,5 @@ func (in *interpreter) substitute(s string) string {
 		out.WriteByte(s[0])
 		s = s[1:]
 	}
-	return strings.Join(strings.Fields(out.String()), " ")
+	return cmdline.Parse(out.String()).String()
 }

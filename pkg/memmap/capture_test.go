@@ -14,6 +14,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/memmap/memmaptest"
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/zeropage"
 )
 
 var update = flag.Bool("update", false, "write testdata")
@@ -144,7 +145,7 @@ func TestCaptureFacts(t *testing.T) {
 	if got, want := sysfs("q35-1g-confined").Hash(), sysfs("q35-1g").Hash(); !bytes.Equal(got[:], want[:]) {
 		t.Errorf("hash of the firmware's map changes with memmap=exactmap: %x, want %x", got, want)
 	}
-	if n := len(sysfs("server-1536g").Entries); n <= memmap.E820ZeroPage {
+	if n := len(sysfs("server-1536g").Entries); n <= zeropage.MaxE820 {
 		t.Errorf("server has %d entries, want more than the zero page holds", n)
 	}
 }

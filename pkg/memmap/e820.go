@@ -5,29 +5,21 @@ import (
 	"fmt"
 
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/zeropage"
 )
-
-// E820EntryLen is the length of struct boot_e820_entry: 64-bit address and
-// size and 32-bit type, little endian, packed (v6.12,
-// arch/x86/include/uapi/asm/setup_data.h).
-const E820EntryLen = 20
-
-// E820ZeroPage is how many entries boot_params holds; more go into setup_data
-// (E820_MAX_ENTRIES_ZEROPAGE, v6.12).
-const E820ZeroPage = 128
 
 // E820 reads a table of entries as in boot_params.e820_table. Types are kept
 // as they are. An entry of size 0 is left out with a warning; the kernel
 // ignores it.
 func E820(b []byte) (Map, error) {
-	if len(b)%E820EntryLen != 0 {
-		return Map{}, fmt.Errorf("read e820 table: %d bytes are not a whole number of %d-byte entries", len(b), E820EntryLen)
+	if len(b)%zeropage.EntrySize != 0 {
+		return Map{}, fmt.Errorf("read e820 table: %d bytes are not a whole number of %d-byte entries", len(b), zeropage.EntrySize)
 	}
-	if len(b)/E820EntryLen > MaxEntries {
+	if len(b)/zeropage.EntrySize > MaxEntries {
 		return Map{}, fmt.Errorf("read e820 table: %w", ErrTooMany)
 	}
 	var m Map
-	for off := 0; off < len(b); off += E820EntryLen {
+	for off := 0; off < len(b); off += zeropage.EntrySize {
 		start := binary.LittleEndian.Uint64(b[off:])
 		size := binary.LittleEndian.Uint64(b[off+8:])
 		kind := Kind(binary.LittleEndian.Uint32(b[off+16:]))
@@ -36,7 +28,7 @@ func E820(b []byte) (Map, error) {
 			return Map{}, fmt.Errorf("read e820 table: offset %#x: %#x bytes at %#x: beyond 64 bits", off, size, start)
 		}
 		if size == 0 {
-			m.warnf("e820 entry %d at %#x has no size", off/E820EntryLen, start)
+			m.warnf("e820 entry %d at %#x has no size", off/zeropage.EntrySize, start)
 			continue
 		}
 		m.Entries = append(m.Entries, Entry{Range: r, Kind: kind})

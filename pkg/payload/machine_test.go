@@ -20,6 +20,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/plan"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/pkg/segments/segmentstest"
+	"github.com/warmcore/warmcore/pkg/zeropage"
 )
 
 const (
@@ -308,7 +309,7 @@ func (m *machine) readKernel(r *result) {
 	if size := u32(0x21c); size > 0 {
 		r.initrd = get(u32(0x218)|u32(0xc0)<<32, size)
 	}
-	table := zero[0x2d0:][:int(zero[0x1e8])*memmap.E820EntryLen]
+	table := zero[0x2d0:][:int(zero[0x1e8])*zeropage.EntrySize]
 	next, err := memmap.E820(table)
 	if err != nil {
 		m.tb.Fatalf("the started kernel's memory map: %v", err)

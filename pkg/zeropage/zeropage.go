@@ -14,7 +14,9 @@ import (
 const (
 	// Size is the size of a zero page, in bytes.
 	Size = 4096
-	// EntrySize is the size of an entry of the e820 table, in bytes.
+	// EntrySize is the size of an entry of the e820 table, in bytes: 64-bit
+	// address and size and 32-bit type, packed (struct boot_e820_entry in
+	// arch/x86/include/uapi/asm/setup_data.h, v6.12).
 	EntrySize = 20
 	// MaxE820 is how many entries the page holds. More go into setup_data.
 	MaxE820 = 128

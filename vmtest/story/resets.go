@@ -145,10 +145,7 @@ func (l *Lab) update() error {
 	if err != nil {
 		return l.Machine.Fail("registration", err)
 	}
-	if err := l.triggerOn(wire.Trigger{Kind: l.Trigger}); err != nil {
-		return err
-	}
-	if err := l.Machine.WaitReset(l.ctx); err != nil {
+	if err := l.crashAndPause(); err != nil {
 		return err
 	}
 	ram, err := l.Machine.CopyRAM(l.ctx)
@@ -170,10 +167,7 @@ func (l *Lab) update() error {
 	if err != nil {
 		return l.Machine.Fail("registration", err)
 	}
-	if err := l.triggerOn(wire.Trigger{Kind: l.Trigger}); err != nil {
-		return err
-	}
-	if err := l.Machine.WaitReset(l.ctx); err != nil {
+	if err := l.crashAndPause(); err != nil {
 		return err
 	}
 	if err := l.resetInto(func(o *machine.Options) { o.Append = old }); err != nil {
@@ -198,6 +192,14 @@ func (l *Lab) update() error {
 		return err
 	}
 	return l.judge([]saved{d})
+}
+
+// crashAndPause ends the guest. The machine stands still at its reset.
+func (l *Lab) crashAndPause() error {
+	if err := l.triggerOn(wire.Trigger{Kind: l.Trigger}); err != nil {
+		return err
+	}
+	return l.Machine.WaitReset(l.ctx)
 }
 
 // resetInto resets a machine that stands still into another payload, which

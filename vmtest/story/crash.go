@@ -3,6 +3,7 @@ package story
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -125,31 +126,41 @@ func (l *Lab) CrashNow(trigger wire.Trigger, want string) (*truth.RAM, error) {
 	return ram, l.want(want)
 }
 
+// begin starts the machine, paints, and reports how much memory its kernel has,
+// with us and without.
+func (l *Lab) begin() (truth.Painting, error) {
+	alone, err := l.memTotalAlone()
+	if err != nil {
+		return truth.Painting{}, err
+	}
+	if err := l.Start(); err != nil {
+		return truth.Painting{}, err
+	}
+	if err := l.want(wire.Plain); err != nil {
+		return truth.Painting{}, err
+	}
+	painting, err := l.ready(1)
+	if err != nil {
+		return truth.Painting{}, err
+	}
+	plain, err := l.memTotal()
+	if err != nil {
+		return truth.Painting{}, err
+	}
+	l.Step("memory lent: MemTotal %s", phys.FormatSize(plain*phys.KiB))
+	l.Report.Memory = &Memory{InstalledKiB: l.Memory / phys.KiB, AloneKiB: alone, PlainKiB: plain}
+	return painting, nil
+}
+
 // crash is the usual story: Cycles crashes on one running machine, each
 // dumped, with all of the memory back after each. The first is on CPU 0, from
 // where the stub flushes every CPU's caches; a second one is on another CPU,
 // from where it must leave CPU 0 alone.
 func (l *Lab) crash() error {
-	alone, err := l.memTotalAlone()
+	painting, err := l.begin()
 	if err != nil {
 		return err
 	}
-	if err := l.Start(); err != nil {
-		return err
-	}
-	if err := l.want(wire.Plain); err != nil {
-		return err
-	}
-	painting, err := l.ready(1)
-	if err != nil {
-		return err
-	}
-	plain, err := l.memTotal()
-	if err != nil {
-		return err
-	}
-	l.Step("memory lent: MemTotal %s", phys.FormatSize(plain*phys.KiB))
-	l.Report.Memory = &Memory{InstalledKiB: l.Memory / phys.KiB, AloneKiB: alone, PlainKiB: plain}
 	var dumps []saved
 	for cycle := range l.Cycles {
 		if err := l.armed(true); err != nil {
@@ -184,7 +195,7 @@ func (l *Lab) crash() error {
 		if err := l.Warmcore("release", "arm"); err != nil {
 			return err
 		}
-		if err := l.memoryBack(plain); err != nil {
+		if err := l.memoryBack(); err != nil {
 			return err
 		}
 	}
@@ -228,7 +239,7 @@ func (l *Lab) armed(want bool) error {
 
 // memoryBack compares MemTotal after a release with the plain boot's, and
 // with that after the first release.
-func (l *Lab) memoryBack(plain uint64) error {
+func (l *Lab) memoryBack() error {
 	released, err := l.memTotal()
 	if err != nil {
 		return err
@@ -238,15 +249,18 @@ func (l *Lab) memoryBack(plain uint64) error {
 		return l.Machine.Fail("release", fmt.Errorf("MemTotal %d KiB, and %d KiB after the release before", released, first))
 	}
 	l.Report.Memory.ReleasedKiB = released
-	return l.enough(plain, released)
+	return l.enough()
 }
 
 func diff(a, b uint64) uint64 { return max(a, b) - min(a, b) }
 
 // enough compares MemTotal after the release with that of the same kernel
 // without us, but for what U-Boot keeps, and with that of the plain boot.
-func (l *Lab) enough(plain, released uint64) error {
-	alone := l.Report.Memory.AloneKiB
+func (l *Lab) enough() error {
+	alone, plain, released := l.Report.Memory.AloneKiB, l.Report.Memory.PlainKiB, l.Report.Memory.ReleasedKiB
+	if alone == 0 || plain == 0 {
+		return l.Machine.Fail("release", errors.New("MemTotal without us, or before the crash, was not measured"))
+	}
 	if l.Firmware == "uboot" {
 		alone -= ubootLost(phys.GiB+l.Memory).Size() / phys.KiB
 	}

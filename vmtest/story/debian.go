@@ -179,7 +179,7 @@ func (l *Lab) savedByUnits(plain uint64) (saved, error) {
 		return saved{}, err
 	}
 	l.Report.Memory.ReleasedKiB = released
-	if err := l.enough(plain, released); err != nil {
+	if err := l.enough(); err != nil {
 		return saved{}, err
 	}
 	b, err := l.Registration()

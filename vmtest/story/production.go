@@ -5,7 +5,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/vmtest/guest/wire"
 )
 
@@ -16,24 +15,13 @@ func (l *Lab) hugePages() error {
 	const pages = 400 // of 2 MiB, on both architectures
 	left := fmt.Sprintf("hugepages=%d", pages)
 	l.params = left
-	if err := l.Start(); err != nil {
-		return err
-	}
-	if err := l.want(wire.Plain); err != nil {
+	painting, err := l.begin()
+	if err != nil {
 		return err
 	}
 	if err := l.hasHugePages(pages); err != nil {
 		return err
 	}
-	painting, err := l.ready(1)
-	if err != nil {
-		return err
-	}
-	plain, err := l.memTotal()
-	if err != nil {
-		return err
-	}
-	l.Report.Memory = &Memory{InstalledKiB: l.Memory / phys.KiB, PlainKiB: plain}
 	ram, err := l.CrashNow(wire.Trigger{Kind: l.Trigger}, wire.Capture)
 	if err != nil {
 		return err
@@ -65,7 +53,7 @@ func (l *Lab) hugePages() error {
 	if err := l.Warmcore("arm"); err != nil {
 		return err
 	}
-	if err := l.memoryBack(plain); err != nil {
+	if err := l.memoryBack(); err != nil {
 		return err
 	}
 	if err := l.PowerOff(); err != nil {

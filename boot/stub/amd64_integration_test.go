@@ -20,7 +20,7 @@ type record struct {
 	Version  uint32
 	Flags    uint32
 	Nonce    [16]byte
-	APIC     uint32
+	CPU      uint32
 	Expected uint32
 	Flushed  uint32
 	Zero44   uint32
@@ -30,14 +30,14 @@ type record struct {
 	SumOK    bool
 }
 
-func decodeRecord(b []byte) (r record, tsc uint64) {
+func decodeRecord(b []byte) (r record, ticks uint64) {
 	le := binary.LittleEndian
 	r = record{
 		Magic:    string(b[0:8]),
 		Version:  le.Uint32(b[8:]),
 		Flags:    le.Uint32(b[12:]),
 		Nonce:    [16]byte(b[16:32]),
-		APIC:     le.Uint32(b[32:]),
+		CPU:      le.Uint32(b[32:]),
 		Expected: le.Uint32(b[36:]),
 		Flushed:  le.Uint32(b[40:]),
 		Zero44:   le.Uint32(b[44:]),
@@ -125,10 +125,10 @@ func TestIntegrationAMD64(t *testing.T) {
 				},
 			}.Run(t, boot)
 
-			got, tsc := decodeRecord(r.Memory(where, recordSize))
+			got, ticks := decodeRecord(r.Memory(where, recordSize))
 			if diff := cmp.Diff(record{
 				Magic: "WCRECORD", Version: 1, Flags: 1, Nonce: p.Nonce,
-				APIC: c.want.apic, Expected: c.want.expected, Flushed: c.want.flushed,
+				CPU: c.want.apic, Expected: c.want.expected, Flushed: c.want.flushed,
 				Bitmap: bitmap(c.want.bitmap), SumOK: true,
 			}, got); diff != "" {
 				t.Errorf("crash record (-want +got):\n%s", diff)
@@ -136,7 +136,7 @@ func TestIntegrationAMD64(t *testing.T) {
 			if _, err := registration.DecodeRecord(r.Memory(where, recordSize)); err != nil {
 				t.Errorf("decode the crash record: %v", err)
 			}
-			if tsc == 0 {
+			if ticks == 0 {
 				t.Error("time stamp: 0")
 			}
 			if got := binary.LittleEndian.Uint32(r.Memory(base+offProgress, 4)); got != c.want.progress {

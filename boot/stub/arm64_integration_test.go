@@ -50,14 +50,14 @@ func runARM64(t *testing.T, boot []byte, m boottest.ARM64Machine, p ARM64Params,
 	}
 	r := m.Run(t, boot)
 	want.Magic, want.Version, want.Flags, want.Nonce, want.SumOK = "WCRECORD", 1, 1, p.Nonce, true
-	got, time := decodeRecord(r.Memory(p.Record, recordSize))
+	got, ticks := decodeRecord(r.Memory(p.Record, recordSize))
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("crash record (-want +got):\n%s", diff)
 	}
 	if _, err := registration.DecodeRecord(r.Memory(p.Record, recordSize)); err != nil {
 		t.Errorf("decode the crash record: %v", err)
 	}
-	if time == 0 {
+	if ticks == 0 {
 		t.Error("time stamp: 0")
 	}
 	return r
@@ -109,26 +109,26 @@ func TestIntegrationARM64(t *testing.T) {
 			m.CPUs, p.CPUs, m.EL2 = 3, mpidrs(3), true
 		}, record{Expected: 3, Flushed: 3, Bitmap: bitmap(0b0111)}},
 		{"another CPU than the first", func(m *boottest.ARM64Machine, p *ARM64Params) { m.Crash = 2 },
-			record{APIC: 2, Expected: 4, Flushed: 4, Bitmap: bitmap(0b1111)}},
+			record{CPU: 2, Expected: 4, Flushed: 4, Bitmap: bitmap(0b1111)}},
 		{"listed in another order", func(m *boottest.ARM64Machine, p *ARM64Params) {
 			m.Crash, p.CPUs = 3, []uint64{2, 3, 1}
-		}, record{APIC: 1, Expected: 3, Flushed: 3, Bitmap: bitmap(0b0111)}},
+		}, record{CPU: 1, Expected: 3, Flushed: 3, Bitmap: bitmap(0b0111)}},
 		{"not listed", func(m *boottest.ARM64Machine, p *ARM64Params) { m.Crash, p.CPUs = 1, []uint64{0, 2} },
-			record{APIC: ARM64NotListed, Expected: 3, Flushed: 3, Bitmap: bitmap(0b0011)}},
+			record{CPU: ARM64NotListed, Expected: 3, Flushed: 3, Bitmap: bitmap(0b0011)}},
 		{"CPU that doesn't go off", func(m *boottest.ARM64Machine, p *ARM64Params) { m.Parked = 0b0010 },
 			record{Expected: 4, Flushed: 3, Bitmap: bitmap(0b1101)}},
 		{"none goes off", func(m *boottest.ARM64Machine, p *ARM64Params) { m.Parked, m.EL2 = 0b1110, true },
 			record{Expected: 4, Flushed: 1, Bitmap: bitmap(0b0001)}},
 		{"CPUs that PSCI doesn't know", func(m *boottest.ARM64Machine, p *ARM64Params) {
 			p.CPUs = []uint64{0x12_0034_5678, 3, 0, 7}
-		}, record{APIC: 2, Expected: 4, Flushed: 2, Bitmap: bitmap(0b0110)}},
+		}, record{CPU: 2, Expected: 4, Flushed: 2, Bitmap: bitmap(0b0110)}},
 		{"CPUs that the bitmap has no bit for", func(m *boottest.ARM64Machine, p *ARM64Params) {
 			p.CPUs = slices.Repeat([]uint64{0}, 257)
 			for i := range p.CPUs {
 				p.CPUs[i] = uint64(i) + 0x100
 			}
 			p.CPUs[255], p.CPUs[256] = 1, 2
-		}, record{APIC: ARM64NotListed, Expected: 258, Flushed: 3, Bitmap: [32]byte{31: 0x80}}},
+		}, record{CPU: ARM64NotListed, Expected: 258, Flushed: 3, Bitmap: [32]byte{31: 0x80}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -290,7 +290,7 @@ func TestIntegrationARM64MPIDR(t *testing.T) {
 		MPIDR: 0x12_c134_5678, // bit 31 is one; U and MT are set
 	}
 	p := ARM64Params{Conduit: ConduitHVC, CPUs: []uint64{0x34_5678, 0x12_0034_5678, 9}}
-	r := runARM64(t, boot, m, p, record{APIC: 1, Expected: 3, Flushed: 1, Bitmap: bitmap(0b010)})
+	r := runARM64(t, boot, m, p, record{CPU: 1, Expected: 3, Flushed: 1, Bitmap: bitmap(0b010)})
 	var asked []uint64
 	for _, trap := range r.Traps() {
 		if trap.X[0] == psciAffinityInfo {

@@ -106,7 +106,7 @@ func (c *crash) put(at uint64, n elfcore.ELFNote) uint64 {
 // record leaves a crash record, as the stub does.
 func (c *crash) record(nonce [16]byte) {
 	c.tb.Helper()
-	b, err := registration.Record{Nonce: nonce, Flags: registration.RecordPanic, APIC: 3, Expected: 2, Flushed: 2}.AppendBinary(nil)
+	b, err := registration.Record{Nonce: nonce, Flags: registration.RecordPanic, CPU: 3, Expected: 2, Flushed: 2}.AppendBinary(nil)
 	if err != nil {
 		c.tb.Fatal(err)
 	}

@@ -8,11 +8,11 @@ const RecordLen = 128
 type Record struct {
 	Nonce      [16]byte // Identity.Nonce of the registration it belongs to
 	Flags      uint32   // RecordPanic
-	APIC       uint32   // APIC ID of the CPU that crashed; arm64: its index in the stub's list of CPUs
+	CPU        uint32   // number of the CPU that crashed; what numbers are is the architecture's, see FORMAT.md
 	Expected   uint32   // CPUs that should flush their caches, the crashing one included
 	Flushed    uint32   // CPUs that did
-	FlushedMap [32]byte // bitmap of those CPUs, by the numbers that APIC has, below 256
-	TSC        uint64   // time stamp counter of the crashing CPU; arm64: the generic timer's
+	FlushedMap [32]byte // bitmap of those CPUs, by number, below 256
+	Ticks      uint64   // the crashing CPU's time stamp counter, or the generic timer's count, when it crashed
 }
 
 // RecordPanic in Record.Flags says that the kernel panicked.
@@ -26,11 +26,11 @@ const (
 	recVersion  = 8
 	recFlags    = 12
 	recNonce    = 16
-	recAPIC     = 32
+	recCPU      = 32
 	recExpected = 36
 	recFlushed  = 40
 	recZero1    = 44 // 4 bytes
-	recTSC      = 48
+	recTicks    = 48
 	recZero2    = 56 // 8 bytes
 	recMap      = 64
 	recZero3    = 96 // 24 bytes
@@ -67,7 +67,7 @@ func DecodeRecord(b []byte) (Record, error) {
 	if recordSum(b) != le.Uint64(b[recSum:]) {
 		return Record{}, &FormatError{recSum, "crash record checksum", ErrChecksum}
 	}
-	for _, zero := range [][2]int{{recZero1, recTSC}, {recZero2, recMap}, {recZero3, recSum}} {
+	for _, zero := range [][2]int{{recZero1, recTicks}, {recZero2, recMap}, {recZero3, recSum}} {
 		for off := zero[0]; off < zero[1]; off++ {
 			if b[off] != 0 {
 				return Record{}, &FormatError{off, "crash record zero bytes", ErrValue}
@@ -76,10 +76,10 @@ func DecodeRecord(b []byte) (Record, error) {
 	}
 	r := Record{
 		Flags:    le.Uint32(b[recFlags:]),
-		APIC:     le.Uint32(b[recAPIC:]),
+		CPU:      le.Uint32(b[recCPU:]),
 		Expected: le.Uint32(b[recExpected:]),
 		Flushed:  le.Uint32(b[recFlushed:]),
-		TSC:      le.Uint64(b[recTSC:]),
+		Ticks:    le.Uint64(b[recTicks:]),
 	}
 	copy(r.Nonce[:], b[recNonce:])
 	copy(r.FlushedMap[:], b[recMap:])
@@ -93,10 +93,10 @@ func (r Record) AppendBinary(dst []byte) ([]byte, error) {
 	le.PutUint32(b[recVersion:], recordVersion)
 	le.PutUint32(b[recFlags:], r.Flags)
 	copy(b[recNonce:], r.Nonce[:])
-	le.PutUint32(b[recAPIC:], r.APIC)
+	le.PutUint32(b[recCPU:], r.CPU)
 	le.PutUint32(b[recExpected:], r.Expected)
 	le.PutUint32(b[recFlushed:], r.Flushed)
-	le.PutUint64(b[recTSC:], r.TSC)
+	le.PutUint64(b[recTicks:], r.Ticks)
 	copy(b[recMap:], r.FlushedMap[:])
 	le.PutUint64(b[recSum:], recordSum(b[:]))
 	return append(dst, b[:]...), nil

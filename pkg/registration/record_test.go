@@ -15,11 +15,11 @@ func record() registration.Record {
 	return registration.Record{
 		Nonce:      [16]byte(bytes.Repeat([]byte{0xa5}, 16)),
 		Flags:      registration.RecordPanic,
-		APIC:       1,
+		CPU:        1,
 		Expected:   2,
 		Flushed:    2,
 		FlushedMap: [32]byte{0: 3},
-		TSC:        0x0102_0304_0506_0708,
+		Ticks:      0x0102_0304_0506_0708,
 	}
 }
 
@@ -30,11 +30,11 @@ var recordBytes = []byte{
 	1, 0, 0, 0, // flags
 	0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, // nonce
 	0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5,
-	1, 0, 0, 0, // APIC ID
+	1, 0, 0, 0, // CPU
 	2, 0, 0, 0, // expected
 	2, 0, 0, 0, // flushed
 	0, 0, 0, 0, // zero
-	8, 7, 6, 5, 4, 3, 2, 1, // time stamp counter
+	8, 7, 6, 5, 4, 3, 2, 1, // ticks
 	0, 0, 0, 0, 0, 0, 0, 0, // zero
 	3, 0, 0, 0, 0, 0, 0, 0, // bitmap
 	0, 0, 0, 0, 0, 0, 0, 0,

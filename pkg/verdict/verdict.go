@@ -116,7 +116,7 @@ func Decide(s Situation) Decision {
 		d.Why = "reset before the agent had armed: early crash or reset"
 	case s.Record != nil && s.Record.Nonce == b.Identity.Nonce:
 		d.Reason = registration.ReasonPanic
-		d.Why = fmt.Sprintf("panic on the CPU with %s %d, caches of %d of %d CPUs flushed", s.Plan.Arch.CPUNumber, s.Record.APIC, s.Record.Flushed, s.Record.Expected)
+		d.Why = fmt.Sprintf("panic on the CPU with %s %d, caches of %d of %d CPUs flushed", s.Plan.Arch.CPUNumber, s.Record.CPU, s.Record.Flushed, s.Record.Expected)
 	default:
 		d.Reason = registration.ReasonReset
 		d.Why = "armed, and reset without a crash record: watchdog or reset"

@@ -39,7 +39,6 @@ was reset while armed. Parameters are read from the kernel's command line:
   warmcore.boot=TITLE|KERNEL|UUID=ID[:KERNEL]|LABEL=NAME[:KERNEL]
                                    the boot entry (default: the configuration's)
   warmcore.successor=yes|no        another kernel on that disk may take the dump (default: yes)
-  warmcore.handover=auto|vmcore    how the dump is handed over
   warmcore.max_captures=N          dumps an hour (default: 5; 0: no limit)
   warmcore.max_attempts=N          capture boots for one dump (default: 3)
   warmcore.append="PARAMETERS"     added to the normal kernel's in a capture boot

@@ -43,7 +43,7 @@ func TestArguments(t *testing.T) {
 // TestUsageParses gives each parameter that the usage text names, with what
 // it says of its values, to the parser.
 func TestUsageParses(t *testing.T) {
-	values := strings.NewReplacer("[,...]", ",1M@1G", "SIZE@ADDR", "128M@384M", "SIZE", "256M", "TITLE|KERNEL", "Debian", "auto|vmcore", "vmcore", "yes|no", "no", "=N", "=2")
+	values := strings.NewReplacer("[,...]", ",1M@1G", "SIZE@ADDR", "128M@384M", "SIZE", "256M", "TITLE|KERNEL", "Debian", "yes|no", "no", "=N", "=2")
 	words := regexp.MustCompile(`(?m)^  (warmcore\.\S+)`).FindAllStringSubmatch(usage, -1)
 	if len(words) < 10 {
 		t.Fatalf("the usage text names %d parameters, want all", len(words))
@@ -68,6 +68,6 @@ func TestUsageParses(t *testing.T) {
 
 func same(a, b payload.Options) bool {
 	return a.Window.String() == b.Window.String() && a.Lost.String() == b.Lost.String() && a.Handoff == b.Handoff &&
-		a.BootMemory == b.BootMemory && a.BlockSize == b.BlockSize && a.Boot == b.Boot && a.Handover == b.Handover &&
+		a.BootMemory == b.BootMemory && a.BlockSize == b.BlockSize && a.Boot == b.Boot &&
 		a.Limits == b.Limits && a.Off == b.Off && a.NoSuccessor == b.NoSuccessor && slices.Equal(a.Owner.Remove, b.Owner.Remove) && a.Owner.Append == b.Owner.Append
 }

@@ -26,7 +26,6 @@ type Options struct {
 	// NoSuccessor is warmcore.successor=no: a dump only goes to the very kernel
 	// and initrd that crashed.
 	NoSuccessor bool
-	Handover    string // warmcore.handover=auto|vmcore
 	Limits      verdict.Limits
 	Owner       plan.Owner // warmcore.remove=, warmcore.append=: a capture boot's command line
 	Off         bool       // warmcore.off: no dumps, the normal kernel gets all memory
@@ -40,7 +39,7 @@ var DefaultHandoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
 // ParseCmdline reads the parameters; unknown and malformed ones are returned
 // as warnings and leave the default, because the machine is to boot anyway.
 func ParseCmdline(text string) (o Options, warnings []string) {
-	o = Options{Handover: "auto", Limits: verdict.DefaultLimits}
+	o = Options{Limits: verdict.DefaultLimits}
 	for _, p := range cmdline.Parse(text).Params {
 		name, ok := strings.CutPrefix(p.Name, "warmcore.")
 		if !ok {
@@ -76,11 +75,6 @@ func (o *Options) set(name, value string) (err error) {
 			return fmt.Errorf("want yes or no")
 		}
 		o.NoSuccessor = value == "no"
-	case "handover":
-		if value != "auto" && value != "vmcore" {
-			return fmt.Errorf("want auto or vmcore")
-		}
-		o.Handover = value
 	case "max_captures":
 		n, err := strconv.ParseUint(value, 10, 16)
 		if err != nil {

@@ -33,7 +33,6 @@ func TestParseCmdline(t *testing.T) {
 		{"for init", "quiet -- warmcore.off", func(*Options) {}, ""},
 		{"in another's quotes", `x="y warmcore.off -- " warmcore.block=1G`, func(o *Options) { o.BlockSize = gib }, ""},
 		{"with a dash", "warmcore.max-captures=1", func(o *Options) { o.Limits.Captures = 1 }, ""},
-		{"handover", "warmcore.handover=vmcore", func(o *Options) { o.Handover = "vmcore" }, ""},
 		{"limits", "warmcore.max_captures=0 warmcore.max_attempts=1", func(o *Options) { o.Limits = verdict.Limits{Captures: 0, Attempts: 1} }, ""},
 		{"owner's", `warmcore.append="nr_cpus=4 quiet" warmcore.remove=a,b warmcore.append=x="y z" warmcore.remove=c`, func(o *Options) {
 			o.Owner = plan.Owner{Remove: []string{"a", "b", "c"}, Append: `nr_cpus=4 quiet x="y z"`}
@@ -47,7 +46,6 @@ func TestParseCmdline(t *testing.T) {
 		{"bad lost", "warmcore.lost=", func(*Options) {}, `range ""`},
 		{"bad bootmem", "warmcore.bootmem=lots", func(*Options) {}, `size "lots"`},
 		{"bad block", "warmcore.block=-1", func(*Options) {}, `size "-1"`},
-		{"bad handover", "warmcore.handover=dax", func(*Options) {}, "want auto or vmcore"},
 		{"bad captures", "warmcore.max_captures=many", func(*Options) {}, "want a number of dumps an hour"},
 		{"captures beyond 16 bits", "warmcore.max_captures=65536", func(*Options) {}, "want a number of dumps an hour"},
 		{"no attempt", "warmcore.max_attempts=0", func(*Options) {}, "at least 1"},
@@ -55,7 +53,7 @@ func TestParseCmdline(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			want := Options{Handover: "auto", Limits: verdict.Limits{Captures: 5, Attempts: 3}}
+			want := Options{Limits: verdict.Limits{Captures: 5, Attempts: 3}}
 			tt.change(&want)
 			got, warnings := ParseCmdline(tt.cmdline)
 			if diff := cmp.Diff(want, got); diff != "" {
@@ -119,7 +117,7 @@ func FuzzParseCmdline(f *testing.F) {
 				t.Errorf("not a set (-want +got):\n%s", diff)
 			}
 		}
-		if o.Handoff.End < o.Handoff.Start || o.Limits.Attempts == 0 || o.Handover != "auto" && o.Handover != "vmcore" {
+		if o.Handoff.End < o.Handoff.Start || o.Limits.Attempts == 0 {
 			t.Errorf("options %+v", o)
 		}
 	})

@@ -149,7 +149,7 @@ func TestConvertBadSource(t *testing.T) {
 			switch {
 			case exit == exitDone && err == nil:
 				good++
-				d, err := dumpfile.Open(bytes.NewReader(written), int64(len(written)))
+				d, err := dumpfile.New(bytes.NewReader(written), int64(len(written)))
 				if err != nil || d.Info().Incomplete {
 					t.Fatalf("%s %d: what was made is no dump: %v", name, i, err)
 				}

@@ -96,7 +96,7 @@ func (r *inspectResult) open(files []inspectedFile, complete func(vmcore.Dump)) 
 	var dumps []vmcore.Dump
 	var parts []dumpfile.File
 	for _, f := range files {
-		d, err := dumpfile.Open(f.file, f.Bytes)
+		d, err := dumpfile.New(f.file, f.Bytes)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.Name, err)
 		}

@@ -28,7 +28,7 @@ func TestManualFormats(t *testing.T) {
 	if want := fmt.Sprintf("kdump-compressed files of header versions 1 to %d with pages compressed by zlib, lzo, snappy, zstd or not at all", kdump.MaxVersion); !strings.Contains(text, want) {
 		t.Errorf("the manual doesn't say %q: %s", want, text)
 	}
-	open := func(b []byte) (vmcore.Dump, error) { return dumpfile.Open(bytes.NewReader(b), int64(len(b))) }
+	open := func(b []byte) (vmcore.Dump, error) { return dumpfile.New(bytes.NewReader(b), int64(len(b))) }
 	for version := int32(0); version <= kdump.MaxVersion+1; version++ {
 		for _, codec := range []string{"raw", "zlib", "lzo", "snappy", "zstd"} {
 			s := vmcoretest.Parse(t, "0x0-0x4000 "+codec+" text some words")
@@ -68,7 +68,7 @@ func TestManualFormats(t *testing.T) {
 	}{{4, 1}, {5, 2}} { // EI_CLASS, EI_DATA
 		other := bytes.Clone(elf)
 		other[field.off] = field.value
-		if _, err := elfdump.Open(bytes.NewReader(other), int64(len(other))); err == nil {
+		if _, err := elfdump.New(bytes.NewReader(other), int64(len(other))); err == nil {
 			t.Errorf("an ELF file with %d at offset %d is read", field.value, field.off)
 		}
 	}

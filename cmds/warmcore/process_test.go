@@ -95,7 +95,7 @@ func newBench(t *testing.T) *bench {
 	content := vmcoretest.Parse(t, processText).ELF(t)
 	b.sum = sha256.Sum256(content)
 	var err error
-	if b.core, err = dumpfile.Open(bytes.NewReader(content), int64(len(content))); err != nil {
+	if b.core, err = dumpfile.New(bytes.NewReader(content), int64(len(content))); err != nil {
 		t.Fatal(err)
 	}
 	area := make([]byte, handoffSize)

@@ -122,7 +122,7 @@ func TestSaveByDax(t *testing.T) {
 // memoryOf returns the 4 MiB of a dump.
 func memoryOf(t *testing.T, b []byte) []byte {
 	t.Helper()
-	d, err := dumpfile.Open(bytes.NewReader(b), int64(len(b)))
+	d, err := dumpfile.New(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
 	}

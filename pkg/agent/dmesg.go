@@ -29,7 +29,7 @@ func (s *System) Dmesg() (text []byte, lost int, err error) {
 		return nil, 0, err
 	}
 	defer src.Close()
-	d, err := dumpfile.Open(src, int64(src.Size()))
+	d, err := dumpfile.New(src, int64(src.Size()))
 	if err != nil {
 		return nil, 0, fmt.Errorf("read %s: %w", path, err)
 	}

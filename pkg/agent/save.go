@@ -88,7 +88,7 @@ func (s *System) Save(ctx context.Context, o SaveOptions) (m *manifest.Manifest,
 	defer to.Close()
 	mapped := src.Mapped()
 	defer mapped.Close()
-	memory, err := dumpfile.Open(mapped, int64(src.Size()))
+	memory, err := dumpfile.New(mapped, int64(src.Size()))
 	if err != nil {
 		return nil, false, fmt.Errorf("read the dump's headers: %w", err)
 	}

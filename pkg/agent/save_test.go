@@ -56,7 +56,7 @@ func samePages(t *testing.T, files ...string) *vmcore.Info {
 		t.Fatal(err)
 	}
 	b := oldMemory(t)
-	want, err := dumpfile.Open(bytes.NewReader(b), int64(len(b)))
+	want, err := dumpfile.New(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
 	}

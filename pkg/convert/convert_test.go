@@ -466,7 +466,7 @@ func TestConvertDiskFull(t *testing.T) {
 				if !errors.Is(err, errFull) || !cmp.Equal(r, convert.Result{}) {
 					t.Fatalf("with %d of %d bytes: %+v, %v; want no space left", limit, len(whole.b), r, err)
 				}
-				if _, err := dumpfile.Open(bytes.NewReader(out.b), int64(len(out.b))); err == nil {
+				if _, err := dumpfile.New(bytes.NewReader(out.b), int64(len(out.b))); err == nil {
 					t.Errorf("with %d of %d bytes the file opens as a dump", limit, len(whole.b))
 				}
 			}

@@ -83,7 +83,7 @@ func TestFilterBlocks(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				got, err := kdump.Open(bytes.NewReader(file), int64(len(file)))
+				got, err := kdump.New(bytes.NewReader(file), int64(len(file)))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -9,14 +9,14 @@ import (
 )
 
 // Dmesg returns the crashed kernel's log from a dump file of any format that
-// dumpfile.Open knows. lost is how many messages could not be read.
+// dumpfile.New knows. lost is how many messages could not be read.
 func (w Writer) Dmesg(path string) (text []byte, lost int, err error) {
 	f, st, err := OpenFile(path)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer f.Close()
-	d, err := dumpfile.Open(f, st.Size())
+	d, err := dumpfile.New(f, st.Size())
 	if err != nil {
 		return nil, 0, fmt.Errorf("read %s: %w", path, err)
 	}

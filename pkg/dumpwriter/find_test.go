@@ -65,7 +65,7 @@ func TestWithoutVMCOREINFO(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := dumpfile.Open(bytes.NewReader(b), int64(len(b)))
+	d, err := dumpfile.New(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
 	}

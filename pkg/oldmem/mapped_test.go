@@ -168,7 +168,7 @@ func TestMappedDump(t *testing.T) {
 	s, path := source(t, spec.ELF(t))
 	m := s.Mapped()
 	defer m.Close()
-	d, err := elfdump.Open(m, int64(s.Size()))
+	d, err := elfdump.New(m, int64(s.Size()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -89,7 +89,7 @@ func TestFindVMCOREINFO(t *testing.T) {
 				if format == "elf" {
 					b = s.ELF(t)
 				}
-				d, err := dumpfile.Open(bytes.NewReader(b), int64(len(b)))
+				d, err := dumpfile.New(bytes.NewReader(b), int64(len(b)))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -126,7 +126,7 @@ func TestFindVMCOREINFO(t *testing.T) {
 func TestFindVMCOREINFOProgress(t *testing.T) {
 	s := lostDump(t, "6.12", map[uint64]string{0x2003000: kernelText("6.12")})
 	b := s.Kdump(t)
-	d, err := dumpfile.Open(bytes.NewReader(b), int64(len(b)))
+	d, err := dumpfile.New(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
 	}

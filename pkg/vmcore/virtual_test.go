@@ -23,7 +23,7 @@ load 0xffffffff81002000 0x8000 0x2000
 func TestReadVirtual(t *testing.T) {
 	s := vmcoretest.Parse(t, mapped)
 	file := s.ELF(t)
-	d, err := elfdump.Open(bytes.NewReader(file), int64(len(file)))
+	d, err := elfdump.New(bytes.NewReader(file), int64(len(file)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -177,7 +177,7 @@ func (f *DumpFigures) filters(ctx context.Context, makedumpfile, source, out str
 		return err
 	}
 	defer in.Close()
-	src, err := dumpfile.Open(in, f.SourceBytes)
+	src, err := dumpfile.New(in, f.SourceBytes)
 	if err != nil {
 		return err
 	}

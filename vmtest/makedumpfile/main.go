@@ -80,7 +80,7 @@ func (c *comparison) run(only int) (same bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if c.dump, err = dumpfile.Open(file, stat.Size()); err != nil {
+	if c.dump, err = dumpfile.New(file, stat.Size()); err != nil {
 		return false, fmt.Errorf("open %s: %w", c.name, err)
 	}
 	if c.info, err = vmcoreinfo.Parse(c.dump.Info().VMCOREINFO); err != nil {
@@ -181,7 +181,7 @@ func (c *comparison) theirs(level dumpfilter.Level) (pages vmcore.Pager, done fu
 	if err != nil {
 		return nil, nil, errors.Join(err, done())
 	}
-	dump, err := kdump.Open(file, stat.Size())
+	dump, err := kdump.New(file, stat.Size())
 	if err != nil {
 		return nil, nil, errors.Join(err, done())
 	}

@@ -35,7 +35,7 @@ func open(t testing.TB, size uint64) (*sparse.Dump, vmcore.Dump, convert.Filter)
 	if err != nil {
 		t.Fatal(err)
 	}
-	src, err := dumpfile.Open(d, d.Size())
+	src, err := dumpfile.New(d, d.Size())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -142,7 +142,7 @@ func (l *Lab) compareFile(d saved, name string, excluded phys.Set) (*Dump, error
 // that the crashed boot's plan dumps and that of the payload which copied
 // doesn't.
 func (l *Lab) wantLost(d saved, f *os.File, size int64) (phys.Set, error) {
-	dump, err := dumpfile.Open(f, size)
+	dump, err := dumpfile.New(f, size)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func (l *Lab) elf() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	src, err := dumpfile.Open(f, info.Size())
+	src, err := dumpfile.New(f, info.Size())
 	if err != nil {
 		return "", err
 	}

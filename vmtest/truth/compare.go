@@ -88,7 +88,7 @@ func OpenDump(r io.ReaderAt, size int64) (*Dump, error) {
 }
 
 func openKDump(r io.ReaderAt, size int64) (*Dump, error) {
-	k, err := kdump.Open(r, size)
+	k, err := kdump.New(r, size)
 	if err != nil {
 		return nil, fmt.Errorf("read dump: %w", err)
 	}

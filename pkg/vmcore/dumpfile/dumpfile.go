@@ -45,19 +45,19 @@ var others = []struct{ magic, what string }{
 
 const vmware = "the saved state of a VMware guest, which is not understood: make an ELF file of it with vmss2core"
 
-// Open opens the dump in r, of size bytes: an ELF core file, a kdump file, or
+// New opens the dump in r, of size bytes: an ELF core file, a kdump file, or
 // one of these in makedumpfile's flattened form, which is read in place after
 // a walk through its records.
-func Open(r io.ReaderAt, size int64) (vmcore.Dump, error) {
+func New(r io.ReaderAt, size int64) (vmcore.Dump, error) {
 	magic := make([]byte, len(flattened.Signature))
 	n, err := r.ReadAt(magic, 0)
 	magic = magic[:n]
 	is := func(want string) bool { return len(magic) >= len(want) && string(magic[:len(want)]) == want }
 	switch {
 	case is(elfdump.Magic):
-		return elfdump.Open(r, size)
+		return elfdump.New(r, size)
 	case is(kdump.Signature):
-		return opened(kdump.Open(r, size))
+		return opened(kdump.New(r, size))
 	case is(flattened.Signature):
 		return openFlattened(r, size)
 	case n == 0 && size > 0:
@@ -84,7 +84,7 @@ func opened(d *kdump.Dump, err error) (vmcore.Dump, error) {
 }
 
 func openFlattened(r io.ReaderAt, size int64) (vmcore.Dump, error) {
-	f, err := flattened.Open(r, size)
+	f, err := flattened.NewReader(r, size)
 	if err != nil {
 		return nil, fmt.Errorf("open dump: %w", err)
 	}
@@ -94,7 +94,7 @@ func openFlattened(r io.ReaderAt, size int64) (vmcore.Dump, error) {
 		// and no program makes one.
 		return nil, fmt.Errorf("open dump: %w", &vmcore.FormatError{Field: "magic", Problem: "a flattened file in a flattened file"})
 	}
-	d, err := Open(f, f.Size())
+	d, err := New(f, f.Size())
 	if err != nil {
 		return nil, fmt.Errorf("in flattened form: %w", err)
 	}
@@ -114,14 +114,14 @@ func IsPart(d vmcore.Dump) bool {
 }
 
 // Join opens the files of a split dump as one, in any order. A single file is
-// opened as by Open.
+// opened as by New.
 func Join(files ...File) (vmcore.Dump, error) {
 	if len(files) == 1 {
-		return Open(files[0], files[0].Size)
+		return New(files[0], files[0].Size)
 	}
 	parts := make([]*kdump.Dump, len(files))
 	for i, f := range files {
-		d, err := Open(f, f.Size)
+		d, err := New(f, f.Size)
 		if err != nil {
 			return nil, fmt.Errorf("file %d of split dump: %w", i+1, err)
 		}

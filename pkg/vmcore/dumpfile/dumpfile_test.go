@@ -35,7 +35,7 @@ func TestOpen(t *testing.T) {
 		{"kdump flattened", vmcoretest.Flatten(t, s.Kdump(t), 4096)},
 	} {
 		t.Run(tt.format, func(t *testing.T) {
-			d, err := dumpfile.Open(bytes.NewReader(tt.file), int64(len(tt.file)))
+			d, err := dumpfile.New(bytes.NewReader(tt.file), int64(len(tt.file)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -71,9 +71,9 @@ func TestOpenRefuses(t *testing.T) {
 		{"flattenedTwice", vmcoretest.Flatten(t, flat, 4096), "a flattened file in a flattened file"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			d, err := dumpfile.Open(bytes.NewReader(tt.file), int64(len(tt.file)))
+			d, err := dumpfile.New(bytes.NewReader(tt.file), int64(len(tt.file)))
 			if d != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("Open: %v, error %v, want one with %q", d, err, tt.want)
+				t.Errorf("New: %v, error %v, want one with %q", d, err, tt.want)
 			}
 		})
 	}
@@ -82,7 +82,7 @@ func TestOpenRefuses(t *testing.T) {
 func TestFlattenedCutOff(t *testing.T) {
 	flat := vmcoretest.Flatten(t, vmcoretest.Parse(t, text).ELF(t), 100)
 	// Only the record that ends it is missing.
-	d, err := dumpfile.Open(bytes.NewReader(flat[:len(flat)-16]), int64(len(flat)-16))
+	d, err := dumpfile.New(bytes.NewReader(flat[:len(flat)-16]), int64(len(flat)-16))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func FuzzOpen(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d, err := dumpfile.Open(bytes.NewReader(b), int64(len(b)))
+		d, err := dumpfile.New(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			if d != nil {
 				t.Fatalf("a dump besides error %v", err)
@@ -191,7 +191,7 @@ func TestEveryPrefix(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			opened, whole := 0, 0
 			for n := 0; n < len(tt.file); n += 61 {
-				d, err := dumpfile.Open(bytes.NewReader(tt.file[:n]), int64(n))
+				d, err := dumpfile.New(bytes.NewReader(tt.file[:n]), int64(n))
 				if err != nil {
 					continue
 				}

@@ -71,10 +71,10 @@ type mapped struct {
 	file vmcore.FileViewer
 }
 
-// Open reads the headers of the file in r, of size bytes. The result is a
+// New reads the headers of the file in r, of size bytes. The result is a
 // vmcore.Viewer if r is a vmcore.FileViewer. The error is a
 // *vmcore.FormatError if the headers can't be understood.
-func Open(r io.ReaderAt, size int64) (vmcore.Dump, error) {
+func New(r io.ReaderAt, size int64) (vmcore.Dump, error) {
 	d := Dump{r: r, size: size, info: vmcore.Info{Format: "elf", Level: vmcore.LevelUnknown, Compression: "none"}}
 	if err := d.open(); err != nil {
 		return nil, fmt.Errorf("open ELF dump: %w", err)

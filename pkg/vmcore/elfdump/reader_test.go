@@ -36,7 +36,7 @@ load 0xffff888000009000 0x9000 0x3000
 
 func open(t *testing.T, file []byte) vmcore.Dump {
 	t.Helper()
-	d, err := elfdump.Open(bytes.NewReader(file), int64(len(file)))
+	d, err := elfdump.New(bytes.NewReader(file), int64(len(file)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,9 +127,9 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			d, err := elfdump.Open(bytes.NewReader(tt.file), int64(len(tt.file)))
+			d, err := elfdump.New(bytes.NewReader(tt.file), int64(len(tt.file)))
 			if d != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("Open: %v, error %v, want one with %q", d, err, tt.want)
+				t.Errorf("New: %v, error %v, want one with %q", d, err, tt.want)
 			}
 		})
 	}
@@ -224,7 +224,7 @@ func TestExtendedNumbering(t *testing.T) {
 		}
 	}
 	file = vmcoretest.Patch(t, file, shoff+44, 4, math.MaxUint32)
-	if _, err := elfdump.Open(bytes.NewReader(file), int64(len(file))); err == nil || !strings.Contains(err.Error(), "4294967295 program headers") {
+	if _, err := elfdump.New(bytes.NewReader(file), int64(len(file))); err == nil || !strings.Contains(err.Error(), "4294967295 program headers") {
 		t.Errorf("error %v, want too many program headers", err)
 	}
 }
@@ -251,7 +251,7 @@ func TestUnreadable(t *testing.T) {
 	file := s.ELF(t)
 	start := int64(len(file) - 0x8000)
 	f := faulty{bytes.NewReader(file), start + 0x4000}
-	d, err := elfdump.Open(f, int64(len(file)))
+	d, err := elfdump.New(f, int64(len(file)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ func TestView(t *testing.T) {
 	s := vmcoretest.Parse(t, small)
 	file := s.ELF(t)
 	base := int64(content + len(s.Notes(t)) + 0x2000) // of 0x1000
-	d, err := elfdump.Open(viewer{bytes.NewReader(file), file, base + 0x1000}, int64(len(file)))
+	d, err := elfdump.New(viewer{bytes.NewReader(file), file, base + 0x1000}, int64(len(file)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -90,7 +90,7 @@ func TestLayout(t *testing.T) {
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("program headers (-want +got):\n%s", diff)
 			}
-			if d, err := elfdump.Open(bytes.NewReader(b), l.Size()); err != nil {
+			if d, err := elfdump.New(bytes.NewReader(b), l.Size()); err != nil {
 				t.Error(err)
 			} else if got, want := d.Info().Memory.Size(), memorySize(tc.loads); got != want {
 				t.Errorf("a reader finds %#x bytes of memory, want %#x", got, want)
@@ -114,7 +114,7 @@ func TestWriteUnreadable(t *testing.T) {
 	if err := l.WriteHeaders(&b, vmcore.UnreadableText(bad, 3, 4096)); err != nil {
 		t.Fatal(err)
 	}
-	d, err := elfdump.Open(bytes.NewReader(b), l.Size())
+	d, err := elfdump.New(bytes.NewReader(b), l.Size())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The second page is cut off: it should be there.
-	d, err := elfdump.Open(bytes.NewReader(b), l.Size()-4096)
+	d, err := elfdump.New(bytes.NewReader(b), l.Size()-4096)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func TestRoundTrip(t *testing.T) {
 // check reads all of a form and every part of it.
 func check(t *testing.T, form, want []byte) {
 	t.Helper()
-	r, err := flattened.Open(bytes.NewReader(form), int64(len(form)))
+	r, err := flattened.NewReader(bytes.NewReader(form), int64(len(form)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,9 +139,9 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r, err := flattened.Open(bytes.NewReader(tt.file), int64(len(tt.file)))
+			r, err := flattened.NewReader(bytes.NewReader(tt.file), int64(len(tt.file)))
 			if r != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("Open: %v, error %v, want one with %q", r, err, tt.want)
+				t.Errorf("NewReader: %v, error %v, want one with %q", r, err, tt.want)
 			}
 		})
 	}
@@ -164,7 +164,7 @@ func TestCutOff(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r, err := flattened.Open(bytes.NewReader(tt.file), int64(len(tt.file)))
+			r, err := flattened.NewReader(bytes.NewReader(tt.file), int64(len(tt.file)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -257,7 +257,7 @@ func FuzzOpen(f *testing.F) {
 	head[23], head[31] = 1, 1
 	f.Fuzz(func(t *testing.T, records []byte) {
 		form := append(bytes.Clone(head), records...)
-		r, err := flattened.Open(bytes.NewReader(form), int64(len(form)))
+		r, err := flattened.NewReader(bytes.NewReader(form), int64(len(form)))
 		if err != nil {
 			if r != nil {
 				t.Fatalf("a Reader besides error %v", err)

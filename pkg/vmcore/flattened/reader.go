@@ -37,10 +37,10 @@ type piece struct {
 	run      int
 }
 
-// Open reads all records of the form in r, of size bytes. A form that is cut
+// NewReader reads all records of the form in r, of size bytes. A form that is cut
 // off, or broken after its first record, is read as far as it goes;
 // Complete tells.
-func Open(r io.ReaderAt, size int64) (*Reader, error) {
+func NewReader(r io.ReaderAt, size int64) (*Reader, error) {
 	f := &Reader{r: r}
 	if err := f.index(size); err != nil {
 		return nil, fmt.Errorf("open flattened form: %w", err)

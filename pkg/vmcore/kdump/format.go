@@ -23,7 +23,7 @@
 // for the page of PFN n, a physical address divided by the block size. Each file of a split dump has the bitmaps
 // of the whole dump, and the descriptors of its pages only.
 //
-// Invariants: a file is hostile. Open keeps no bitmap in memory, reads them
+// Invariants: a file is hostile. New keeps no bitmap in memory, reads them
 // and the descriptors in pieces when they are needed, and takes memory that
 // depends on constants of this package and a little on the size of the
 // bitmaps that the file really has. A page that can't be had is a

@@ -85,7 +85,7 @@ func TestLarge(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	d, err := kdump.Open(l, l.size())
+	d, err := kdump.New(l, l.size())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func (h holes) ReadAt(p []byte, off int64) (int, error) {
 
 func TestManyRanges(t *testing.T) {
 	h := holes{newLarge(phys.GiB)}
-	d, err := kdump.Open(h, h.size())
+	d, err := kdump.New(h, h.size())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,9 +162,9 @@ func TestSmallFileClaimsMuch(t *testing.T) {
 	binary.LittleEndian.PutUint64(b[:], kdump.MaxPages)
 	copy(file[4096+96:], b[:])
 	allocated := testing.AllocsPerRun(1, func() {
-		d, err := kdump.Open(bytes.NewReader(file), int64(len(file)))
+		d, err := kdump.New(bytes.NewReader(file), int64(len(file)))
 		if d != nil || err == nil {
-			t.Errorf("Open: %v, want an error", err)
+			t.Errorf("New: %v, want an error", err)
 		}
 	})
 	if allocated > 100 {

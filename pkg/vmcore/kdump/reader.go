@@ -29,10 +29,10 @@ type Dump struct {
 	recent           recent
 }
 
-// Open reads the headers of the file in r, of size bytes, the bitmaps, and the
+// New reads the headers of the file in r, of size bytes, the bitmaps, and the
 // descriptors of the last pages. The error is a *vmcore.FormatError if the
 // headers can't be understood.
-func Open(r io.ReaderAt, size int64) (*Dump, error) {
+func New(r io.ReaderAt, size int64) (*Dump, error) {
 	d := &Dump{r: r, size: size, cache: newFileCache(r, size), codecs: newCodecs()}
 	if err := d.open(); err != nil {
 		return nil, fmt.Errorf("open kdump file: %w", err)

@@ -44,7 +44,7 @@ end 0x20000
 
 func open(t *testing.T, file []byte) *kdump.Dump {
 	t.Helper()
-	d, err := kdump.Open(bytes.NewReader(file), int64(len(file)))
+	d, err := kdump.New(bytes.NewReader(file), int64(len(file)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,9 +170,9 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			d, err := kdump.Open(bytes.NewReader(tt.file), int64(len(tt.file)))
+			d, err := kdump.New(bytes.NewReader(tt.file), int64(len(tt.file)))
 			if d != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("Open: %v, error %v, want one with %q", d, err, tt.want)
+				t.Errorf("New: %v, error %v, want one with %q", d, err, tt.want)
 			}
 		})
 	}
@@ -401,7 +401,7 @@ func TestReadErrors(t *testing.T) {
 	file := s.Kdump(t)
 	data := int64(len(file) - 65*4096)
 	f := &flaky{Reader: bytes.NewReader(file)}
-	d, err := kdump.Open(f, int64(len(file)))
+	d, err := kdump.New(f, int64(len(file)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -426,7 +426,7 @@ func TestReadErrors(t *testing.T) {
 
 	// In the bitmaps, from the beginning.
 	f = &flaky{Reader: bytes.NewReader(file), start: bitmap2, end: bitmap2 + 1}
-	if d, err = kdump.Open(f, int64(len(file))); err != nil {
+	if d, err = kdump.New(f, int64(len(file))); err != nil {
 		t.Fatal(err)
 	}
 	if d.Holds(phys.Range{Start: 0, End: 4096}) {

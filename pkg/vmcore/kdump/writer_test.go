@@ -111,7 +111,7 @@ func TestWriter(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, pfn := range []uint64{1, 2, 5, 8, 0x100, 0x103} {
-				if _, err := kdump.Open(bytes.NewReader(files[0].b), int64(len(files[0].b))); err == nil {
+				if _, err := kdump.New(bytes.NewReader(files[0].b), int64(len(files[0].b))); err == nil {
 					t.Error("opens as a dump before it is closed")
 				}
 				writePages(t, w, e, pages, pfn)
@@ -271,7 +271,7 @@ func FuzzEncoder(f *testing.F) {
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
-		d, err := kdump.Open(bytes.NewReader(file.b), int64(len(file.b)))
+		d, err := kdump.New(bytes.NewReader(file.b), int64(len(file.b)))
 		if err != nil {
 			t.Fatal(err)
 		}

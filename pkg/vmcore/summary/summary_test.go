@@ -64,7 +64,7 @@ func crashed(t testing.TB, messages ...string) *vmcoretest.Spec {
 
 func of(t *testing.T, file []byte) *summary.Summary {
 	t.Helper()
-	d, err := dumpfile.Open(bytes.NewReader(file), int64(len(file)))
+	d, err := dumpfile.New(bytes.NewReader(file), int64(len(file)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func FuzzOf(f *testing.F) {
 	f.Add(s.Kdump(f))
 	f.Add(s.ELF(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d, err := dumpfile.Open(bytes.NewReader(b), int64(len(b)))
+		d, err := dumpfile.New(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			return
 		}

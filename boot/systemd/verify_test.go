@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-var units = []string{"warmcore-sysctl.service", "warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service"}
+var units = []string{"warmcore-sysctl.service", "warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service", "warmcore-keep.service", "warmcore-keep.timer"}
 
 // kdumpTools is ordered as that of Debian 12's kdump-tools 1.8.1.
 const kdumpTools = `[Unit]
@@ -81,7 +81,7 @@ func install(t *testing.T, root string, change func(string) string) {
 	write(t, filepath.Join(dropIn, "10-warmcore.conf"), read(t, "kdump-tools.service.d/10-warmcore.conf"), 0o644)
 	run(t, "systemctl", append([]string{"--root", root, "preset"}, units...)...)
 	run(t, "systemctl", "--root", root, "enable", "kdump-tools.service")
-	for _, link := range []string{"sysinit.target.wants/warmcore-sysctl.service", "basic.target.wants/warmcore-save.service", "basic.target.wants/warmcore-arm.service", "multi-user.target.wants/warmcore-lend.service"} {
+	for _, link := range []string{"sysinit.target.wants/warmcore-sysctl.service", "basic.target.wants/warmcore-save.service", "basic.target.wants/warmcore-arm.service", "multi-user.target.wants/warmcore-lend.service", "timers.target.wants/warmcore-keep.timer"} {
 		if _, err := os.Lstat(filepath.Join(root, "etc/systemd/system", link)); err != nil {
 			t.Errorf("preset left out %v", err)
 		}

@@ -61,6 +61,7 @@ type verb struct {
 type options struct {
 	json, discard, verbose, verify bool
 	check                          bool // exit code by what status says
+	keep                           bool // arm again only what was armed
 	dump                           dumpFlags
 	read                           string // where save reads memory
 }
@@ -76,7 +77,9 @@ var verbs = []verb{
 	{name: "status", does: "say whether a crash now would be dumped, and where memory is", run: status, flags: func(f *flag.FlagSet, o *options) {
 		f.BoolVar(&o.check, "check", false, "exit with 0 only if a crash now would be dumped, else with 3: for monitoring")
 	}},
-	{name: "arm", does: "register this kernel and load the stub: a crash from now on is dumped", run: arm},
+	{name: "arm", does: "register this kernel and load the stub: a crash from now on is dumped", run: arm, flags: func(f *flag.FlagSet, o *options) {
+		f.BoolVar(&o.keep, "keep", false, "arm only if this boot was armed and the stub has been lost: for a timer")
+	}},
 	{name: "disarm", does: "undo arm: a reset is no crash any more", run: disarm},
 	{name: "save", args: "[DIRECTORY | -]", does: "write the dump (default: into a new directory below /var/crash)", maxArgs: 1, run: saveDump, flags: func(f *flag.FlagSet, o *options) {
 		o.dump.register(f, 31)
@@ -232,9 +235,12 @@ func (c *call) finish(name string, err error) int {
 	case errors.As(err, &nothing):
 		out.Exit = exitNothing
 	}
-	if out.Todo != "" {
+	quiet := c.keep && out.Exit == exitNothing && !c.verbose // a timer's log needs no line that all is well
+	switch {
+	case quiet:
+	case out.Todo != "":
 		fmt.Fprintf(c.stderr, "warmcore: %s: %s\nto do: %s\n", name, out.Error, out.Todo)
-	} else {
+	default:
 		fmt.Fprintf(c.stderr, "warmcore: %s: %v\n", name, err)
 	}
 	var reported reportedError
@@ -284,7 +290,11 @@ func status(c *call) error {
 var errNotArmed = errors.New("not armed")
 
 func arm(c *call) error {
-	done, err := c.system.Arm()
+	do := c.system.Arm
+	if c.keep {
+		do = c.system.Keep
+	}
+	done, err := do()
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,11 @@ func (s *System) Arm() (Armed, error) {
 		return Armed{}, err
 	}
 	defer x.close()
+	return x.arm()
+}
+
+func (x *session) arm() (Armed, error) {
+	s := x.System
 	machine, warnings, err := x.armable()
 	if err != nil {
 		return Armed{}, err

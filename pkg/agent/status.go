@@ -18,15 +18,18 @@ const StatusSchema = 1
 
 // Status is what `warmcore status --json` prints. Sizes are in bytes.
 type Status struct {
-	Schema  int    `json:"schema"`
-	Armed   bool   `json:"armed"` // a crash now would be dumped
-	Why     string `json:"why"`   // one sentence
-	State   string `json:"state"` // in the handoff area; "" if there is none
-	Boot    string `json:"boot"`  // plain or capture
-	Dump    bool   `json:"dump"`  // there is a dump that can be saved
-	Payload string `json:"payload,omitempty"`
-	Mode    string `json:"handover"` // vmcore, or "" in a plain boot
-	Kernel  string `json:"kernel"`   // running, as uname -r
+	Schema int    `json:"schema"`
+	Armed  bool   `json:"armed"` // a crash now would be dumped
+	Why    string `json:"why"`   // one sentence
+	State  string `json:"state"` // in the handoff area; "" if there is none
+	// Stub is what a panic would jump to, if the state is armed: loaded,
+	// unloaded, replaced, or unknown where the kernel doesn't show it.
+	Stub    stubState `json:"stub,omitempty"`
+	Boot    string    `json:"boot"` // plain or capture
+	Dump    bool      `json:"dump"` // there is a dump that can be saved
+	Payload string    `json:"payload,omitempty"`
+	Mode    string    `json:"handover"` // vmcore, or "" in a plain boot
+	Kernel  string    `json:"kernel"`   // running, as uname -r
 
 	Handoff  string         `json:"handoff,omitempty"`
 	Plan     []StatusRange  `json:"plan,omitempty"`
@@ -103,7 +106,10 @@ func (s *System) Status() (Status, error) {
 	st.State, st.Payload = b.State.String(), b.PayloadVersion
 	st.Dump = b.State == registration.Capturing || b.State == registration.Saved && st.Boot == "capture"
 	st.Counters = StatusCounters{b.Counters.Boots, b.Counters.Captures, b.Counters.Attempts}
-	st.Armed, st.Why = x.armed()
+	if b.State == registration.Armed {
+		st.Stub = x.stub()
+	}
+	st.Armed, st.Why = x.armed(st.Stub)
 	for _, p := range b.Plan {
 		st.Plan = append(st.Plan, StatusRange{p.Role.String(), memoryRange(p.Range)})
 	}
@@ -119,8 +125,7 @@ func (s *System) Status() (Status, error) {
 }
 
 // armed says whether a crash now would be dumped, and why.
-func (x *session) armed() (bool, string) {
-	loaded, err := x.running().Text("sys/kernel/kexec_crash_loaded")
+func (x *session) armed(stub stubState) (bool, string) {
 	switch b := x.block; {
 	case b.State == registration.Capturing:
 		return false, "there is a dump to save"
@@ -128,8 +133,10 @@ func (x *session) armed() (bool, string) {
 		return false, "the agent has not armed; an early crash is dumped, without registers of CPUs"
 	case b.State != registration.Armed:
 		return false, "the state is " + b.State.String()
-	case err == nil && loaded == "0":
+	case stub == stubUnloaded:
 		return false, "something unloaded the stub (kdump-tools does): run `warmcore arm`"
+	case stub == stubReplaced:
+		return false, "the crash image in memory is not the stub that `warmcore arm` would load now: run it"
 	}
 	// The state outlives the boot that it was written in only by mistake:
 	// the payload changes it at every reset.
@@ -142,7 +149,10 @@ func (x *session) armed() (bool, string) {
 	case memory.Verdict == readiness.Refuse:
 		return false, memory.Reason + ": " + memory.Remedy
 	}
-	return true, "a panic or a reset now is dumped, unless another program has replaced the stub: the kernel doesn't tell"
+	if stub == stubUnknown {
+		return true, "a panic or a reset now is dumped, unless another program has replaced the stub: this kernel doesn't show it"
+	}
+	return true, "a panic or a reset now is dumped"
 }
 
 func (x *session) measure(m *StatusMemory) {

@@ -23,6 +23,8 @@ var unitFiles = map[string][]string{
 	"warmcore-save.service":   {"/usr/lib/systemd/system"},
 	"warmcore-arm.service":    {"/usr/lib/systemd/system"},
 	"warmcore-lend.service":   {"/usr/lib/systemd/system"},
+	"warmcore-keep.service":   {"/usr/lib/systemd/system"},
+	"warmcore-keep.timer":     {"/usr/lib/systemd/system"},
 	"90-warmcore.preset":      {"/usr/lib/systemd/system-preset"},
 	"50-kdump-tools.rules":    {"/etc/udev/rules.d"},
 	"kdump-tools.service.d/10-warmcore.conf": {
@@ -86,7 +88,7 @@ func (l *Lab) debianDisk() error {
 		for _, verb := range []string{"preset", "enable"} {
 			units := []string{"guest.service"}
 			if verb == "preset" {
-				units = []string{"warmcore-sysctl.service", "warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service"}
+				units = []string{"warmcore-sysctl.service", "warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service", "warmcore-keep.timer"}
 			}
 			if out, err := output(l.ctx, "", "systemctl", append([]string{"--root", root, verb}, units...)...); err != nil {
 				return fmt.Errorf("systemctl %s: %w\n%s", verb, err, out)
@@ -121,6 +123,9 @@ func (l *Lab) debian() error {
 	}
 	l.Report.Memory = &Memory{InstalledKiB: l.Memory / phys.KiB, AloneKiB: alone, PlainKiB: plain}
 	if err := l.armedEarly(); err != nil {
+		return err
+	}
+	if err := l.lostStub(); err != nil {
 		return err
 	}
 	// More than what can be lent, so that some of it is in the dump.
@@ -161,6 +166,43 @@ func (l *Lab) debian() error {
 		return err
 	}
 	return l.judge([]saved{d})
+}
+
+// lostStub loads other crash images in place of the stub: what the timer starts
+// must notice, and arm again.
+func (l *Lab) lostStub() error {
+	for _, lose := range [][]string{
+		{"kexec", "-p", "-u"},
+		// There is no room for it: the stub goes, and nothing comes.
+		{"kexec", "-s", "-p", "/boot/vmlinuz-" + l.files.kernel.Release},
+	} {
+		if _, err := l.Guest.Run(l.ctx, lose...); err != nil {
+			return err
+		}
+		if err := l.refusedStatus("not armed: something unloaded the stub"); err != nil {
+			return err
+		}
+		if _, err := l.Guest.MustRun(l.ctx, "systemctl", "start", "warmcore-keep.service"); err != nil {
+			return l.Machine.Fail("warmcore-keep", err)
+		}
+		if out, err := l.Command("warmcore", "status", "--check"); err != nil || !strings.HasPrefix(out, "armed: a panic or a reset now is dumped\n") {
+			return l.Machine.Fail("warmcore-keep", fmt.Errorf("%q, %v; want armed, with our stub", out, err))
+		}
+		l.Step("%s: the stub is lost, and loaded again", strings.Join(lose, " "))
+	}
+	return nil
+}
+
+// refusedStatus fails unless status says want, and that in its exit code.
+func (l *Lab) refusedStatus(want string) error {
+	r, err := l.Guest.Run(l.ctx, "warmcore", "status", "--check")
+	if err != nil {
+		return err
+	}
+	if r.Exit != 3 || !strings.Contains(r.Stdout, want) {
+		return l.Machine.Fail("status --check", fmt.Errorf("exit %d, %q; want exit 3 and %q", r.Exit, r.Stdout, want))
+	}
+	return nil
 }
 
 // savedByUnits waits for the capture boot of a Debian that does it all by

@@ -11,9 +11,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/settings"
 )
 
-var units = []string{"warmcore-sysctl.service", "warmcore-save.service", "warmcore-arm.service", "warmcore-lend.service", "warmcore-keep.service", "warmcore-keep.timer"}
+var units = []string{"warmcore-sysctl.service", "warmcore-save.service", "warmcore-failed.service", "warmcore-arm.service", "warmcore-lend.service", "warmcore-keep.service", "warmcore-keep.timer"}
 
 // kdumpTools is ordered as that of Debian 12's kdump-tools 1.8.1.
 const kdumpTools = `[Unit]
@@ -111,33 +114,83 @@ func write(t *testing.T, name, text string, mode os.FileMode) {
 	}
 }
 
-// TestSysctl runs what the units give to the shell, with another /run. The
-// number of huge pages is this machine's: files of /proc/sys are read in a way
-// that no other file is.
+// TestSysctl runs what the units give to the shell, with another /run. What is
+// read is this machine's: files of /proc/sys are read in a way that no other
+// file is.
 func TestSysctl(t *testing.T) {
 	root := t.TempDir()
-	pages := strings.TrimSpace(read(t, "/proc/sys/vm/nr_hugepages"))
+	pages, oom := strings.TrimSpace(read(t, "/proc/sys/vm/nr_hugepages")), read(t, "/proc/sys/vm/panic_on_oom")
 	sysctl := filepath.Join(root, "systemd-sysctl")
 	write(t, sysctl, "#!/bin/sh\necho \"$@\" >"+root+"/set\n", 0o755)
-	shell := func(unit string) {
+	if err := os.MkdirAll(filepath.Join(root, "run"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	shell := func(key string) {
 		t.Helper()
-		_, command, ok := strings.Cut(read(t, unit), "/bin/sh -c '")
+		_, command, ok := strings.Cut(read(t, "warmcore-sysctl.service"), key+"=/bin/sh -c '")
 		command, _, closed := strings.Cut(command, "'\n")
 		if !ok || !closed {
-			t.Fatalf("%s has no shell command", unit)
+			t.Fatalf("%s is no shell command", key)
 		}
-		run(t, "sh", "-c", strings.NewReplacer("$$", "$", " /run/", " "+root+"/run/", ">/run/", ">"+root+"/run/", "/usr/lib/systemd/systemd-sysctl", sysctl).Replace(command))
+		run(t, "sh", "-c", strings.NewReplacer("$$", "$", " /run/", " "+root+"/run/", ">/run/", ">"+root+"/run/",
+			">/proc/sys/vm/panic_on_oom", ">"+root+"/oom", "/usr/lib/systemd/systemd-sysctl", sysctl).Replace(command))
 	}
 	setting := filepath.Join(root, "run/sysctl.d/zzzz-warmcore.conf")
-	shell("warmcore-sysctl.service")
-	if got := read(t, setting); got != "vm.nr_hugepages="+pages+"\n-vm.nr_hugepages_mempolicy="+pages+"\n" {
-		t.Errorf("%q, want %s pages", got, pages)
+	shell("ExecStart")
+	if got := read(t, setting); got != "vm.nr_hugepages="+pages+"\n-vm.nr_hugepages_mempolicy="+pages+"\nvm.panic_on_oom=0\n" {
+		t.Errorf("%q, want %s pages, and no panic", got, pages)
 	}
-	shell("warmcore-save.service")
+	shell("ExecStop")
 	if _, err := os.Stat(setting); !os.IsNotExist(err) {
 		t.Errorf("the setting stays: %v", err)
 	}
-	if got := read(t, filepath.Join(root, "set")); got != "--prefix=/vm/nr_hugepages --prefix=/vm/nr_hugepages_mempolicy\n" {
+	if got := read(t, filepath.Join(root, "oom")); got != oom {
+		t.Errorf("panic_on_oom is %q again, want %q", got, oom)
+	}
+	if got := read(t, filepath.Join(root, "set")); got != "--prefix=/vm/nr_hugepages --prefix=/vm/nr_hugepages_mempolicy --prefix=/vm/panic_on_oom\n" {
 		t.Errorf("systemd-sysctl was called with %q", got)
+	}
+}
+
+// TestShutdown runs the hook of systemd-shutdown.
+func TestShutdown(t *testing.T) {
+	root := t.TempDir()
+	hook := filepath.Join("system-shutdown", "warmcore")
+	if st, err := os.Stat(hook); err != nil || st.Mode()&0o111 == 0 {
+		t.Fatalf("systemd-shutdown doesn't run it: %v, %v", st.Mode(), err)
+	}
+	for _, c := range []struct{ name, cmdline, want string }{
+		{"started by the payload", "quiet warmcore.handoff=0x20000000,0x200000 ro\n", "disarm\n"},
+		{"not so", "quiet nowarmcore.handoff=1 ro\n", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			done := filepath.Join(root, "done")
+			write(t, done, "", 0o644)
+			write(t, filepath.Join(root, "cmdline"), c.cmdline, 0o644)
+			write(t, filepath.Join(root, "warmcore"), "#!/bin/sh\necho \"$@\" >"+done+"\n", 0o755)
+			script := strings.NewReplacer("/proc/cmdline", root+"/cmdline", "/usr/sbin/warmcore", root+"/warmcore").Replace(read(t, hook))
+			run(t, "sh", "-c", script, "warmcore", "reboot")
+			if got := read(t, done); got != c.want {
+				t.Errorf("warmcore %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestSaveIsBounded: basic.target waits for the save, so that has an end, after
+// the one that the settings give it.
+func TestSaveIsBounded(t *testing.T) {
+	unit := read(t, "warmcore-save.service")
+	_, text, _ := strings.Cut(unit, "\nTimeoutStartSec=")
+	text, _, _ = strings.Cut(text, "\n")
+	d, err := time.ParseDuration(strings.TrimSuffix(text, "in")) // systemd says min
+	if err != nil || d <= settings.Default.SaveTimeout {
+		t.Errorf("TimeoutStartSec=%s, %v; want more than %v", text, err, settings.Default.SaveTimeout)
+	}
+	if !strings.Contains(unit, "\nOnFailure=warmcore-failed.service\n") {
+		t.Error("nothing happens after a failure")
+	}
+	if strings.Contains(unit, "OOMScoreAdjust=-") {
+		t.Error("the kernel can't kill the save, and panics")
 	}
 }

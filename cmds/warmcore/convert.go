@@ -11,6 +11,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/agent"
 	"github.com/warmcore/warmcore/pkg/convert"
 	"github.com/warmcore/warmcore/pkg/dumpwriter"
+	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/target"
 	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
@@ -115,7 +116,17 @@ func saveDump(c *call) error {
 	}
 	ctx, stop := c.context(o.Target)
 	defer stop()
-	m, saved, err := c.system.Save(ctx, o)
+	var m *manifest.Manifest
+	var saved bool
+	save := func(ctx context.Context) (err error) {
+		m, saved, err = c.system.Save(ctx, o)
+		return err
+	}
+	if c.alone {
+		err = c.unattended(ctx, save)
+	} else {
+		err = save(ctx)
+	}
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,8 @@ func main() {
 type environment struct {
 	stdout, stderr io.Writer
 	system         agent.System
-	terminal       bool // stderr is one
+	terminal       bool         // stderr is one
+	off            func() error // nil: systemctl poweroff
 }
 
 // verb is what can be asked for.
@@ -62,6 +63,8 @@ type options struct {
 	json, discard, verbose, verify bool
 	check                          bool // exit code by what status says
 	keep                           bool // arm again only what was armed
+	alone                          bool // nobody watches the save
+	failed                         bool // the save has failed: do as the settings say
 	dump                           dumpFlags
 	read                           string // where save reads memory
 }
@@ -84,9 +87,11 @@ var verbs = []verb{
 	{name: "save", args: "[DIRECTORY | -]", does: "write the dump (default: into a new directory below /var/crash)", maxArgs: 1, run: saveDump, flags: func(f *flag.FlagSet, o *options) {
 		o.dump.register(f, 31)
 		f.StringVar(&o.read, "read", "vmcore", "where to read memory: `SOURCE` is vmcore, all from /proc/vmcore; or dax, from dax devices\nwhere they show it, which is faster (x86-64 only)")
+		f.BoolVar(&o.alone, "unattended", false, "stop when the limits in /etc/warmcore.conf are over")
 	}},
 	{name: "release", does: "give preserved memory back to this kernel", run: release, flags: func(f *flag.FlagSet, o *options) {
 		f.BoolVar(&o.discard, "discard", false, "release although the dump is not saved: it is lost")
+		f.BoolVar(&o.failed, "failed", false, "the dump could not be saved: do what /etc/warmcore.conf says")
 	}},
 	{name: "lend", does: "let user pages use the window and the destination", run: lend},
 	{name: "reclaim", does: "take window and destination back from user pages", run: reclaim},
@@ -322,6 +327,9 @@ func disarm(c *call) error {
 }
 
 func release(c *call) error {
+	if c.failed {
+		return c.unsaved()
+	}
 	m, err := c.system.Release(c.discard)
 	return c.moved(m, err, "released")
 }

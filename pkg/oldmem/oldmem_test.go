@@ -65,6 +65,10 @@ func TestHide(t *testing.T) {
 	if err := unix.Unmount(path, 0); err != nil {
 		t.Errorf("second Hide mounted again, or the first didn't: %v", err)
 	}
+	// What another mount shows: no permissions, not that root needs any here.
+	if st, err := os.Stat(path); err != nil || st.Mode() != 0 {
+		t.Errorf("below the cover: mode %v, %v; want none", st.Mode(), err)
+	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "dump" {
 		t.Errorf("below the cover: %q, %v", b, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,17 +22,28 @@ import (
 var unitFiles = map[string][]string{
 	"warmcore-sysctl.service": {"/usr/lib/systemd/system"},
 	"warmcore-save.service":   {"/usr/lib/systemd/system"},
+	"warmcore-failed.service": {"/usr/lib/systemd/system"},
 	"warmcore-arm.service":    {"/usr/lib/systemd/system"},
 	"warmcore-lend.service":   {"/usr/lib/systemd/system"},
 	"warmcore-keep.service":   {"/usr/lib/systemd/system"},
 	"warmcore-keep.timer":     {"/usr/lib/systemd/system"},
 	"90-warmcore.preset":      {"/usr/lib/systemd/system-preset"},
-	"50-kdump-tools.rules":    {"/etc/udev/rules.d"},
+
+	"system-shutdown/warmcore": {"/usr/lib/systemd/system-shutdown"},
+	"50-kdump-tools.rules":     {"/etc/udev/rules.d"},
 	"kdump-tools.service.d/10-warmcore.conf": {
 		"/etc/systemd/system/kdump-tools.service.d",
 		"/etc/systemd/system/kdump-tools-dump.service.d",
 		"/etc/systemd/system/kdump.service.d",
 	},
+}
+
+// mode is what install(1) gives the file called name of boot/systemd.
+func mode(name string) os.FileMode {
+	if path.Dir(name) == "system-shutdown" {
+		return 0o755
+	}
+	return 0o644
 }
 
 // guestUnit starts the guest program as soon as programs can be started, and
@@ -45,7 +57,7 @@ After=systemd-journald.socket
 ExecStart=/usr/local/sbin/guest
 
 [Install]
-WantedBy=sysinit.target
+WantedBy=sysinit.target emergency.target
 `
 
 // debianDisk puts a whole Debian on the disk, with warmcore's units as their
@@ -77,7 +89,7 @@ func (l *Lab) debianDisk() error {
 				return err
 			}
 			for _, dir := range dirs {
-				if err := debian.Put(root, path.Join(dir, path.Base(name)), b, 0o644); err != nil {
+				if err := debian.Put(root, path.Join(dir, path.Base(name)), b, mode(name)); err != nil {
 					return err
 				}
 			}
@@ -93,6 +105,9 @@ func (l *Lab) debianDisk() error {
 			if out, err := output(l.ctx, "", "systemctl", append([]string{"--root", root, verb}, units...)...); err != nil {
 				return fmt.Errorf("systemctl %s: %w\n%s", verb, err, out)
 			}
+		}
+		if l.changeRoot != nil {
+			return l.changeRoot(root)
 		}
 		return nil
 	})
@@ -159,7 +174,16 @@ func (l *Lab) debian() error {
 		return err
 	}
 	d.ram, d.painting = ram, painting
+	if err := l.vmcoreClosed(); err != nil {
+		return err
+	}
 	if err := l.cleanReboot(d.dir); err != nil {
+		return err
+	}
+	if err := l.emergencyReboot(d.dir); err != nil {
+		return err
+	}
+	if err := l.failedSaves(plain); err != nil {
 		return err
 	}
 	if err := l.PowerOff(); err != nil {
@@ -251,9 +275,53 @@ func (l *Lab) dumps() ([]string, error) {
 	return strings.Fields(out), err
 }
 
-// cleanReboot lets systemd reboot: disarmed on the way, a plain boot, and no
-// dump beside the one in dir.
-func (l *Lab) cleanReboot(dir string) error {
+// vmcoreClosed looks at another mount of proc after the release: without the
+// capabilities that pass over permissions nobody opens the old /proc/vmcore.
+func (l *Lab) vmcoreClosed() error {
+	const look = "mount -t proc proc /mnt && stat -c %a /mnt/vmcore && exec setpriv --bounding-set -dac_override,-dac_read_search head -c 1 /mnt/vmcore"
+	r, err := l.Guest.Run(l.ctx, "unshare", "--mount", "sh", "-c", look)
+	if err != nil {
+		return err
+	}
+	if r.Stdout != "0\n" || r.Exit == 0 || !strings.Contains(r.Stderr, "Permission denied") {
+		return l.Machine.Fail("/proc/vmcore after the release", fmt.Errorf("another mount of proc: exit %d, %q, %q; want mode 0 and permission denied", r.Exit, r.Stdout, r.Stderr))
+	}
+	l.Step("/proc/vmcore of another mount of proc: permission denied")
+	return nil
+}
+
+// emergencyReboot boots into emergency mode, in which none of the units runs,
+// and reboots: no crash.
+func (l *Lab) emergencyReboot(dirs ...string) error {
+	grub := func(from, to string) error {
+		_, err := l.Guest.MustRun(l.ctx, "sed", "-i", "s/"+from+"/"+to+"/", debian.GRUBConfigPath)
+		return errors.Join(err, l.Guest.Sync(l.ctx))
+	}
+	if err := grub(" quiet ", " quiet systemd.unit=emergency.target "); err != nil {
+		return err
+	}
+	if err := l.reboot(registration.Disarmed); err != nil {
+		return err
+	}
+	if err := l.want(wire.Plain); err != nil {
+		return err
+	}
+	b, err := l.Registration()
+	if err != nil || b.State != registration.Prearmed {
+		return l.Machine.Fail("emergency mode", fmt.Errorf("%v, %w; want state prearmed", b, err))
+	}
+	if _, err := l.Guest.MustRun(l.ctx, "mount", "-o", "remount,rw", "/"); err != nil {
+		return err
+	}
+	if err := grub(" systemd.unit=emergency.target ", " "); err != nil {
+		return err
+	}
+	return l.cleanReboot(dirs...)
+}
+
+// reboot lets systemd reboot, and waits for the boot after it. The state at the
+// reset must be want.
+func (l *Lab) reboot(want registration.State) error {
 	if err := l.triggerOn(wire.Trigger{Kind: wire.Reboot}); err != nil {
 		return err
 	}
@@ -261,16 +329,22 @@ func (l *Lab) cleanReboot(dir string) error {
 		return err
 	}
 	b, err := l.Registration()
-	if err != nil || b.State != registration.Disarmed {
-		return l.Machine.Fail("clean reboot", fmt.Errorf("state %v, %v; want disarmed", b.State, err))
+	if err != nil || b.State != want {
+		return l.Machine.Fail("clean reboot", fmt.Errorf("state %v, %v; want %v", b.State, err, want))
 	}
-	l.Step("reset after systemctl reboot: disarmed")
+	l.Step("reset after systemctl reboot: %v", b.State)
 	ram, err := l.resetPaused()
 	if err != nil {
 		return err
 	}
 	ram.Close()
-	if err := l.waitGuest(); err != nil {
+	return l.waitGuest()
+}
+
+// cleanReboot lets systemd reboot: disarmed on the way, a plain boot, and no
+// dumps but those in want.
+func (l *Lab) cleanReboot(want ...string) error {
+	if err := l.reboot(registration.Disarmed); err != nil {
 		return err
 	}
 	if err := errors.Join(l.want(wire.Plain), l.wantLog("clean shutdown: disarmed")); err != nil {
@@ -284,8 +358,8 @@ func (l *Lab) cleanReboot(dir string) error {
 	if err != nil {
 		return err
 	}
-	if len(dirs) != 1 || dirs[0] != dir {
-		return l.Machine.Fail("clean reboot", fmt.Errorf("/var/crash has the dumps %v, want only %s", dirs, dir))
+	if !slices.Equal(dirs, want) {
+		return l.Machine.Fail("clean reboot", fmt.Errorf("/var/crash has the dumps %v, want %v", dirs, want))
 	}
 	return nil
 }

@@ -67,13 +67,15 @@ type Lab struct {
 	board     *board
 	files     built
 	disk      debian.Image
-	params    string                 // kernel parameters beside the usual ones
-	pad       int64                  // of the initrd, in bytes
-	size      int64                  // of the disk, in bytes
-	diskFiles map[string][]byte      // put on the disk, or replaced there
-	makeDisk  func() error           // in place of the usual disk
-	spoilTree func(*devicetree.Tree) // changes the payload's device tree at the end
-	booted    time.Duration
+	params    string            // kernel parameters beside the usual ones
+	pad       int64             // of the initrd, in bytes
+	size      int64             // of the disk, in bytes
+	diskFiles map[string][]byte // put on the disk, or replaced there
+	makeDisk  func() error      // in place of the usual disk
+	// changeRoot changes a whole Debian before it is put on the disk.
+	changeRoot func(root string) error
+	spoilTree  func(*devicetree.Tree) // changes the payload's device tree at the end
+	booted     time.Duration
 }
 
 // built is what stories share.

@@ -55,6 +55,7 @@ var layers = map[string]layer{
 	"boot/stub":            formats,
 	"boot/trampoline":      formats,
 	"pkg/manifest":         formats,
+	"pkg/settings":         formats,
 
 	"pkg/convert":    pure,
 	"pkg/plan":       pure,

@@ -120,9 +120,7 @@ func TestArmARM64Refusals(t *testing.T) {
 			before := string(m.memory.bytes)
 			done, err := m.Arm()
 			wantRefusal(t, err, tc.want)
-			if done.CPUs != 0 || len(m.done) != 0 || string(m.memory.bytes) != before {
-				t.Errorf("refused, but did %v (%+v)", m.done, done)
-			}
+			m.refusedWith(done, before, lasting[tc.name])
 		})
 	}
 	m := plainARM64(t)

@@ -66,6 +66,7 @@ func (x *session) arm() (Armed, error) {
 	b.Identity.Time = s.now().Unix()
 	b.CPUNotes, b.VMCoreInfo, b.Mapping = k.notes, k.vmcoreinfo, k.mapping
 	b.Counters.Attempts, b.Counters.PrearmStrikes = 0, 0
+	b.Refused = ""
 	// What is known of the last capture stays for status, but its copy in the
 	// destination is not of the crash that may come.
 	b.Capture.Copied = false
@@ -86,14 +87,19 @@ func (x *session) armable() (m machine, warnings []readiness.Check, err error) {
 	if err := x.promised(); err != nil {
 		return nil, nil, err
 	}
+	defer func() { x.leaveWord(err) }()
 	checks, err := x.checks()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, &transient{err}
 	}
 	for _, c := range checks {
 		switch c.Verdict {
 		case readiness.Refuse:
-			return nil, nil, refuse(c.Remedy, "%s", c.Reason)
+			err = refuse(c.Remedy, "%s", c.Reason)
+			if c.Name == readiness.MemoryInUse {
+				err = &transient{err}
+			}
+			return nil, nil, err
 		case readiness.Warn:
 			warnings = append(warnings, c)
 		}
@@ -109,7 +115,7 @@ func (x *session) armable() (m machine, warnings []readiness.Check, err error) {
 
 // checks are the conditions of arming that have a name.
 func (x *session) checks() ([]readiness.Check, error) {
-	list := readiness.Kernel(os.DirFS(x.Root))
+	list := append(readiness.Kernel(os.DirFS(x.Root)), readiness.Wanted(x.Settings().Arm))
 	memory, err := x.memoryCheck()
 	if err != nil {
 		return nil, err
@@ -193,6 +199,8 @@ func (x *session) promised() error {
 		return refuse("`warmcore save`, then `warmcore release`", "there is a dump that is not saved")
 	case b.State == registration.Saved && x.running().CaptureBoot():
 		return refuse("`warmcore release` first: another crash now could not be dumped", "the memory of the saved dump has not been given back")
+	case b.Refused != "" && len(b.Plan) == 0:
+		return x.leftToKdump()
 	case b.MapHash == [32]byte{} || len(b.Plan) == 0:
 		return refuse(todoLog, "the payload made no memory plan in this boot")
 	case !x.plan(registration.RoleHandoff).Contains(x.area.Range()):

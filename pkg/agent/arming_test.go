@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -169,6 +170,7 @@ func TestArmRefusals(t *testing.T) {
 		{"iomem without addresses", func(m *testMachine) {
 			m.file("proc/iomem", "00000000-00000000 : System RAM\n  00000000-00000000 : Crash kernel\n")
 		}, "CAP_SYS_ADMIN"},
+		{"arm=no", func(m *testMachine) { m.file("etc/warmcore.conf", "arm=no\n") }, "arm=no in /etc/warmcore.conf"},
 		{"memory encryption", func(m *testMachine) { m.file("proc/cmdline", plainCmdline+" mem_encrypt=on\n") }, "memory encryption is on"},
 		{"TDX guest", func(m *testMachine) { m.file("proc/cpuinfo", "flags\t: fpu tdx_guest\n") }, "confidential guest (tdx_guest)"},
 		{"SEV-SNP guest", func(m *testMachine) { m.file("dev/sev-guest", "") }, "confidential guest (SEV-SNP)"},
@@ -193,10 +195,30 @@ func TestArmRefusals(t *testing.T) {
 			before := string(m.memory.bytes)
 			done, err := m.Arm()
 			wantRefusal(t, err, tc.want)
-			if done.CPUs != 0 || len(m.done) != 0 || string(m.memory.bytes) != before {
-				t.Errorf("refused, but did %v (%+v)", m.done, done)
-			}
+			m.refusedWith(done, before, lasting[tc.name])
 		})
+	}
+}
+
+// lasting are the refusals that the payload is told of, so that it leaves the
+// next boot to kdump.
+var lasting = map[string]bool{
+	"lockdown": true, "kexec_load disabled": true, "no kexec_load": true, "no crash images": true, "no crash memory": true,
+	"memory encryption": true, "TDX guest": true, "SEV-SNP guest": true, "no low memory": true, "arm=no": true,
+	"no PSCI": true, "old PSCI": true, "ACPI without PSCI": true, "kernel of 64 KiB pages": true,
+}
+
+// refusedWith fails unless nothing was done but, for a refusal that lasts, to
+// tell the payload.
+func (m *testMachine) refusedWith(done Armed, before string, lasting bool) {
+	m.t.Helper()
+	if lasting {
+		b := m.block()
+		if done.CPUs != 0 || !slices.Equal(m.done, []string{"state prearmed"}) || b.Refused == "" || b.State != registration.Prearmed {
+			m.t.Errorf("did %v (%+v), refused %q; want the payload to be told", m.done, done, b.Refused)
+		}
+	} else if done.CPUs != 0 || len(m.done) != 0 || string(m.memory.bytes) != before {
+		m.t.Errorf("refused, but did %v (%+v)", m.done, done)
 	}
 }
 

@@ -131,6 +131,8 @@ func (x *session) armed(stub stubState) (bool, string) {
 		return false, "there is a dump to save"
 	case b.State == registration.Prearmed:
 		return false, "the agent has not armed; an early crash is dumped, without registers of CPUs"
+	case b.Refused != "" && len(b.Plan) == 0:
+		return false, "this boot is left to kdump: " + b.Refused
 	case b.State != registration.Armed:
 		return false, "the state is " + b.State.String()
 	case stub == stubUnloaded:

@@ -26,6 +26,9 @@ const (
 	// commas, of those parameters of the boot entry that were left out and
 	// that a running kernel can't apply later.
 	ParamDropped = "warmcore.dropped"
+	// ParamKdump, without a value, says that this boot is left to kdump: it
+	// has all of memory, and can't be armed.
+	ParamKdump = "warmcore.kdump"
 )
 
 // The compatible property of our own nodes in a device tree. The first two

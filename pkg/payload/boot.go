@@ -61,6 +61,10 @@ func (p *Payload) boot(e normalboot.Entry) error {
 		return p.bootUnplanned(e, l)
 	}
 	kind := p.decision.Kind
+	if why := p.leaveToKdump(e, sum); why != "" {
+		err := p.bootKdump(e, l, sum, why)
+		p.log.Error("boot that is left to kdump", "title", e.Title, "error", err, "so", "boot with the memory plan")
+	}
 	err = p.bootPlanned(e, l, registration.Booted{FileSystem: clip(e.FileSystem, registration.MaxUUID), KernelSum: sum, Once: clip(e.Once, registration.MaxOnce)})
 	if kind == plan.Capture {
 		// The dump is in D and stays offered, at the next reset.
@@ -177,8 +181,14 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux, booted regis
 func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
 	l.Cmdline = plan.Resets(e.Cmdline)
 	l.Map = p.firmware.Normalize()
+	return p.bootWhole(e, l, "without dumps", p.forget)
+}
+
+// bootWhole starts an entry with all of memory; before is called with the
+// payload's own before any of the rest is written. kind is for the log.
+func (p *Payload) bootWhole(e normalboot.Entry, l segments.Linux, kind string, before func(own phys.Set) error) error {
 	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.NewSet(p.sys.Arch().Low, p.opts.Handoff))
-	entry, load, err := p.placeUnplanned(e, l)
+	entry, load, err := p.placeUnplanned(e, l, before)
 	if err != nil {
 		p.log.Warn("place the kernel", "error", err, "so", "all of it to kexec_load")
 		if entry, load, err = p.loadWhole(e, l); err != nil {
@@ -188,13 +198,13 @@ func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
 	if err := p.sys.Load(entry, load); err != nil {
 		return err
 	}
-	p.log.Info("normal kernel", "boot", "without dumps", "title", e.Title, "kernel", l.Kernel, "cmdline", l.Cmdline)
+	p.log.Info("normal kernel", "boot", kind, "title", e.Title, "kernel", l.Kernel, "cmdline", l.Cmdline)
 	p.storeLog()
 	return p.start()
 }
 
 // placeUnplanned writes the kernel to its place, outside the payload's memory.
-func (p *Payload) placeUnplanned(e normalboot.Entry, l segments.Linux) (entry uint64, load []phys.Segment, err error) {
+func (p *Payload) placeUnplanned(e normalboot.Entry, l segments.Linux, before func(own phys.Set) error) (entry uint64, load []phys.Segment, err error) {
 	if p.mem == nil {
 		return 0, nil, errors.New("physical memory is not open")
 	}
@@ -208,7 +218,7 @@ func (p *Payload) placeUnplanned(e normalboot.Entry, l segments.Linux) (entry ui
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := p.forget(own); err != nil {
+	if err := before(own); err != nil {
 		return 0, nil, err
 	}
 	if _, err := p.place(img, e.Initrd); err != nil {

@@ -30,7 +30,7 @@ type Owner struct {
 // reason.
 //
 //   - crashkernel= holds the stub; kdump's own reservation would waste memory.
-//   - memhp_default_state=offline and the blacklist (which stops automatic
+//   - memhp_default_state=offline, after the entry's own, and the blacklist (which stops automatic
 //     loading only) keep the kernel from bringing hidden memory online
 //     before the dump is saved: MHP_DEFAULT_ONLINE_TYPE_ONLINE_AUTO=y in
 //     Debian's 6.12. On arm64 they also keep user space from looking for
@@ -124,10 +124,10 @@ func tellAgent(l *cmdline.Line, pools []hugetlb.Pool, gone []cmdline.Param) {
 var contradictions = []struct{ name, why string }{
 	{"crashkernel", "the payload sets it, for the stub"},
 	{"elfcorehdr", "the payload says whether there is a dump"},
-	{"memhp_default_state", "hidden memory stays offline until it is lent or released"},
 	{binding.ParamHandoff, "the payload sets it"},
 	{binding.ParamHugePages, "the payload sets it"},
 	{binding.ParamDropped, "the payload sets it"},
+	{binding.ParamKdump, "the payload sets it"},
 }
 
 // harmful are parameters that harm a capture boot. They are what kdump-utils
@@ -221,6 +221,26 @@ func Resets(entry string) string {
 		return s
 	}
 	return entry
+}
+
+// KdumpCmdline is the command line of a boot that is left to kdump: the entry's
+// own, so that crashkernel= is there, with what tells the agent where the handoff area is
+// and that this boot can't be armed.
+func (p *Plan) KdumpCmdline(entry string) string {
+	l := cmdline.Parse(entry)
+	for _, name := range []string{binding.ParamHandoff, binding.ParamHugePages, binding.ParamDropped, binding.ParamKdump} {
+		l.Remove(func(w cmdline.Param) bool { return w.Is(name) })
+	}
+	l.Add(binding.FormatHandoff(p.Handoff))
+	l.Add(binding.ParamKdump)
+	return Resets(l.String())
+}
+
+// LocksDown returns the parameter of a boot entry's command line that makes the
+// kernel refuse kexec_load and /dev/mem, so that nobody can arm it.
+func LocksDown(entry string) (parameter string, ok bool) {
+	p, ok := cmdline.Parse(entry).Last("lockdown")
+	return p.String(), ok && (p.Value == "integrity" || p.Value == "confidentiality")
 }
 
 // maxCmdline is COMMAND_LINE_SIZE of x86 and arm64 without the NUL, in bytes

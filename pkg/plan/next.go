@@ -70,6 +70,25 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 	return m.Normalize()
 }
 
+// WholeMap returns the memory map for a normal kernel that is left to kdump: all
+// of the firmware's but the handoff area.
+func (p *Plan) WholeMap() memmap.Map {
+	h := phys.Set{p.Handoff}
+	var m memmap.Map
+	for _, e := range p.Firmware.Normalize().Entries {
+		if e.Kind != memmap.RAM {
+			m.Entries = append(m.Entries, e)
+			continue
+		}
+		for _, r := range (phys.Set{e.Range}).Minus(h) {
+			m.Entries = append(m.Entries, memmap.Entry{Range: r, Kind: memmap.RAM})
+		}
+	}
+	m.Entries = append(m.Entries, memmap.Entry{Range: p.Handoff, Kind: memmap.Reserved})
+	slices.SortFunc(m.Entries, func(a, b memmap.Entry) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
+	return m.Normalize()
+}
+
 // CoreHeader returns the ELF core header of a dump of shown, a part of the
 // plan's dumped memory: it says where each byte that the crashed kernel had
 // there is now. A copied piece has its old address in p_paddr and its present

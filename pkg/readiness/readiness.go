@@ -49,6 +49,12 @@ func unreadable(err error) Check {
 	return refuse("see why this can't be read, as root on the host", "%v", err)
 }
 
+// Names of checks that a caller treats in its own way.
+const (
+	CrashMemory = "crash-memory"
+	MemoryInUse = "memory"
+)
+
 // kernelChecks are in the order in which they refuse.
 var kernelChecks = []struct {
 	name string
@@ -56,7 +62,7 @@ var kernelChecks = []struct {
 }{
 	{"lockdown", lockdown},
 	{"kexec", kexecLoad},
-	{"crash-memory", crashMemory},
+	{CrashMemory, crashMemory},
 	{"memory-overwrite", memoryOverwrite},
 	{"guest", guest},
 	{"memory-encryption", memoryEncryption},
@@ -180,7 +186,7 @@ func panics(root fs.FS) Check {
 // memory and preserved memory; overwritten is what a reset or the copy of boot
 // memory overwrites.
 func Memory(inUse, dumped, overwritten phys.Set) Check {
-	const name = "memory"
+	const name = MemoryInUse
 	left := inUse.Minus(dumped)
 	if in := left.Intersect(overwritten); len(in) > 0 {
 		c := refuse("`warmcore reclaim`, then `warmcore lend`; if that changes nothing, boot through the payload again",
@@ -201,6 +207,16 @@ func Memory(inUse, dumped, overwritten phys.Set) Check {
 }
 
 const pageMax = 64 * phys.KiB
+
+// Wanted checks that the administrator wants the machine armed.
+func Wanted(arm bool) Check {
+	c := ok()
+	if !arm {
+		c = refuse("set arm=yes there to undo it, `warmcore arm`, and reboot", "arm=no in /etc/warmcore.conf leaves dumps to kdump")
+	}
+	c.Name = "wanted"
+	return c
+}
 
 // Kept checks that no memory of the last dump is held any more; bytes is how
 // much has not been given back.

@@ -130,3 +130,12 @@ func TestKept(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+func TestWanted(t *testing.T) {
+	if c := Wanted(true); c.Verdict != OK || c.Name != "wanted" {
+		t.Errorf("arm=yes: %+v", c)
+	}
+	if c := Wanted(false); c.Verdict != Refuse || c.Name != "wanted" || c.Remedy == "" {
+		t.Errorf("arm=no: %+v", c)
+	}
+}

@@ -51,6 +51,7 @@ func fullest() *registration.Block {
 	b.Booted = registration.Booted{FileSystem: strings.Repeat("u", registration.MaxUUID), Once: strings.Repeat("o", registration.MaxOnce)}
 	b.Booted.KernelSum[0], b.Booted.InitrdSum[31] = 1, 2
 	b.Mounting = strings.Repeat("m", registration.MaxMounting)
+	b.Refused = strings.Repeat("r", registration.MaxRefused)
 	return b
 }
 
@@ -140,6 +141,8 @@ func TestAppendBinaryRefuses(t *testing.T) {
 		{"file system", func(b *registration.Block) { b.Booted.FileSystem = "a\nb" }, registration.ErrValue, "file system"},
 		{"request to boot once", func(b *registration.Block) { b.Booted.Once = strings.Repeat("x", registration.MaxOnce+1) }, registration.ErrTooLarge, "request to boot once"},
 		{"disks being mounted", func(b *registration.Block) { b.Mounting = "\x00" }, registration.ErrValue, "disks being mounted"},
+		{"refusal", func(b *registration.Block) { b.Refused = "a\nb" }, registration.ErrValue, "refusal"},
+		{"long refusal", func(b *registration.Block) { b.Refused = strings.Repeat("r", registration.MaxRefused+1) }, registration.ErrTooLarge, "refusal"},
 		{"absent ranges", func(b *registration.Block) {
 			for i := range uint64(registration.MaxAbsent + 1) {
 				b.Absent = append(b.Absent, phys.Range{Start: i * 2, End: i*2 + 1})

@@ -152,6 +152,8 @@ func (d *decoder) section(b *Block, typ uint32) {
 		b.Booted.Once = d.text("request to boot once", MaxOnce)
 	case secMounting:
 		b.Mounting = d.text("disks being mounted", MaxMounting)
+	case secRefused:
+		b.Refused = d.text("refusal", MaxRefused)
 	case secAbsent:
 		b.Absent = d.ranges("absent")
 		b.Lost = d.ranges("lost")

@@ -84,6 +84,7 @@ func (e *encoder) block(b *Block) {
 		e.text("request to boot once", b.Booted.Once, MaxOnce)
 	})
 	e.section(secMounting, func() { e.text("disks being mounted", b.Mounting, MaxMounting) })
+	e.section(secRefused, func() { e.text("refusal", b.Refused, MaxRefused) })
 	e.section(secAbsent, func() {
 		e.ranges("absent", b.Absent)
 		e.ranges("lost", b.Lost)

@@ -44,8 +44,9 @@ const (
 	secCaptureBoots   = 13
 	secBooted         = 14
 	secMounting       = 15
+	secRefused        = 16
 
-	maxKnown = secMounting
+	maxKnown = secRefused
 )
 
 // Encoded lengths of array elements, in bytes.

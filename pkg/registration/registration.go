@@ -65,6 +65,7 @@ const (
 	MaxUUID        = 64      // bytes in Booted.FileSystem
 	MaxOnce        = 256     // bytes in Booted.Once
 	MaxMounting    = 256     // bytes in Mounting
+	MaxRefused     = 80      // bytes in Refused
 	MaxAbsent      = 24      // Absent, and Lost
 	MaxSections    = 64      // of known and unknown types together
 )
@@ -170,6 +171,10 @@ type Block struct {
 	// about to look at. If it is set after a reset, the reset came before
 	// they answered.
 	Mounting string
+	// Refused is why this system can't be armed, a reason that lasts: the
+	// payload starts it with all of memory, for kdump, until its kernel or
+	// command line changes. Empty if it can be, or nobody has tried.
+	Refused string
 	// Absent and Lost are set in a capture boot whose plan differs from
 	// the crashed kernel's, until it has copied boot memory. Absent is the
 	// part of Plan's boot and preserved memory that the dump doesn't show.

@@ -158,7 +158,7 @@ func (d Decision) Begin(old *registration.Block, p *plan.Plan, hash [32]byte, no
 	}
 	b.Counters.Attempts = 0
 	b.Absent, b.Lost = nil, nil
-	b.Capture = registration.Capture{}
+	b.Capture, b.Refused = registration.Capture{}, ""
 	// The mapping stays: until an agent registers, it is that of the boot
 	// before.
 	b.CPUNotes, b.VMCoreInfo = nil, registration.Note{}

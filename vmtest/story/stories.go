@@ -162,6 +162,12 @@ var Stories = []Story{
 		Run:     (*Lab).debian,
 		Tools:   true,
 	},
+	{
+		Name: "kdump", Tells: "Debian 12, arm refuses: the next boot is left to kdump-tools, which dumps",
+		Default: Options{Memory: 2 * gib, CPUs: 2},
+		Arches:  []string{"amd64"},
+		Run:     (*Lab).kdump,
+	},
 }
 
 // Find returns the story called name.

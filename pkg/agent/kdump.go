@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"errors"
+	"os"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/outcome"
+	"github.com/warmcore/warmcore/pkg/readiness"
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// leaveWord tells the payload that arming was refused for a reason that lasts,
+// so that it leaves the next boot to kdump. Memory that is in use where it
+// should not be is no such reason: the next boot has it otherwise.
+func (x *session) leaveWord(err error) {
+	var r *outcome.Refusal
+	var t *transient
+	if !errors.As(err, &r) || errors.As(err, &t) || x.block.State == registration.Armed {
+		return
+	}
+	if word := word(r.What); word != x.block.Refused {
+		x.block.Refused = word
+		if err := x.store(); err != nil {
+			x.log().Warn("the payload isn't told that arming is refused", "err", err)
+		}
+	}
+}
+
+// word is text as a registration takes it.
+func word(text string) string {
+	text = strings.ToValidUTF8(text, "?")
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, text)
+	for i := range text {
+		if i > registration.MaxRefused-4 {
+			return text[:i]
+		}
+	}
+	return text
+}
+
+// transient is a refusal that the next boot may not see.
+type transient struct{ error }
+
+func (t *transient) Unwrap() error { return t.error }
+
+// leftToKdump is why a boot that the payload left to kdump can't be armed. Where
+// the reason is gone, it has the next boot planned for dumps again.
+func (x *session) leftToKdump() error {
+	for _, c := range append(readiness.Kernel(os.DirFS(x.Root)), readiness.Wanted(x.Settings().Arm)) {
+		// The area for the stub is kdump's own in this boot.
+		if c.Verdict == readiness.Refuse && c.Name != readiness.CrashMemory {
+			return refuse(c.Remedy, "this boot is left to kdump: %s", c.Reason)
+		}
+	}
+	was := x.block.Refused
+	x.block.Refused, x.block.Counters.PrearmStrikes = "", 0
+	if err := x.store(); err != nil {
+		return err
+	}
+	return refuse("reboot: the payload will plan for dumps again", "this boot is left to kdump, because arming was refused: %s", was)
+}

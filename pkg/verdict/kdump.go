@@ -1,0 +1,40 @@
+package verdict
+
+import (
+	"fmt"
+
+	"github.com/warmcore/warmcore/pkg/registration"
+)
+
+// Kdump says why the next plain boot is to be left to kdump: there, or without
+// an agent, nobody will arm. It is "" if a plan is worth having.
+func Kdump(b *registration.Block) (why string) {
+	switch {
+	case b == nil:
+		return ""
+	case b.Refused != "":
+		return b.Refused
+	case b.State == registration.Empty && b.Counters.PrearmStrikes >= maxPrearmStrikes && len(b.Plan) > 0:
+		// The payload stopped pre-arming, and a whole boot later still
+		// nobody has armed.
+		return fmt.Sprintf("no agent has armed since %d resets", b.Counters.PrearmStrikes)
+	}
+	return ""
+}
+
+// LeaveToKdump returns the block to store for a boot that is left to kdump: a
+// reset is no crash, and the memory plan counts for nothing.
+func LeaveToKdump(old *registration.Block, why string) *registration.Block {
+	b := registration.Block{}
+	if old != nil {
+		b = *old
+	}
+	b.State, b.Refused = registration.Empty, why
+	b.Counters.Boots++
+	b.Counters.Attempts = 0
+	b.Identity, b.MapHash = registration.Identity{}, [32]byte{}
+	b.CPUNotes, b.VMCoreInfo = nil, registration.Note{}
+	b.Capture = registration.Capture{}
+	b.Plan, b.Absent, b.Lost = nil, nil, nil
+	return &b
+}

@@ -145,12 +145,13 @@ var errBusy = &outcome.Refusal{What: handoff.ErrLocked.Error(), Todo: "wait unti
 // session is an open handoff area.
 type session struct {
 	*System
-	area  *handoff.Area
-	bytes []byte              // private copy of the area
-	block *registration.Block // nil where err says why
-	err   error               // why block is nil
-	dax   daxSource
-	close func()
+	area   *handoff.Area
+	bytes  []byte              // private copy of the area
+	block  *registration.Block // nil where err says why
+	err    error               // why block is nil
+	dax    daxSource
+	policy string // of added memory, as addMemory found it
+	close  func()
 }
 
 // open finds and reads the handoff area; write also makes this the one agent

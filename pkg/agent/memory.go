@@ -79,6 +79,13 @@ func (x *session) addMemory(want phys.Set) error {
 				"this kernel can't take memory that was hidden from it: it has no %s", strings.Join(missing, ", "))
 		}
 	}
+	// Whatever the policy, and whatever udev does at "add": what is added now
+	// is switched online by us, in the zone that it must be in.
+	was, err := h.HoldBack()
+	if err != nil {
+		return refuse("see why this can't be written, as root on the host", "added memory can't be kept offline: %v", err)
+	}
+	x.policy = was
 	if err := h.Load(); err != nil {
 		return refuse("install the kernel's modules of the running version", "memory that was hidden from this kernel can't be used: %v", err)
 	}
@@ -151,6 +158,7 @@ func (s *System) Release(discard bool) (Moved, error) {
 	if err := x.hide(); err != nil {
 		return Moved{}, fmt.Errorf("release: %w", err)
 	}
+	defer func() { x.ownPolicy(x.policy) }()
 	added := x.addMemory(x.plan(registration.RolePreserved, registration.RoleDestination, registration.RoleWindow))
 	if !partly(added) {
 		return Moved{}, added
@@ -239,6 +247,7 @@ func (s *System) Lend() (Moved, error) {
 	if len(lendable) == 0 {
 		return Moved{}, &outcome.Nothing{What: "there is nothing to lend: the payload planned no destination"}
 	}
+	defer func() { x.ownPolicy(x.policy) }()
 	added := x.addMemory(lendable)
 	if !partly(added) {
 		return Moved{}, added

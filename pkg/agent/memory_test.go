@@ -2,6 +2,8 @@ package agent
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -299,4 +301,96 @@ func TestReleaseGarbledHugePages(t *testing.T) {
 	if got, err := m.Release(true); err != nil || got.HugePages != nil {
 		t.Errorf("Release = %+v, %v; want the memory released, and no huge pages", got, err)
 	}
+}
+
+// Memory that is the operator's gets his policy back, however often memory is
+// lent, and ours never follows it.
+func TestOwnPolicy(t *testing.T) {
+	const file = "sys/devices/system/memory/auto_online_blocks"
+	for _, tc := range []struct {
+		name, line, config string
+		before             string // policy at the time
+		want               string
+		other              string // state of a block that isn't ours
+	}{
+		{"boot entry", "memhp_default_state=online_movable ", "", "offline", "online_movable", "online"},
+		{"kernel's default", "", "CONFIG_MHP_DEFAULT_ONLINE_TYPE_ONLINE_AUTO=y", "offline", "online", "online"},
+		{"kernel's default is offline", "", "# CONFIG_MEMORY_HOTPLUG_DEFAULT_ONLINE is not set", "offline", "offline", "offline"},
+		{"not known", "", "", "offline", "offline", "offline"},
+		{"somebody has set it", "memhp_default_state=online ", "", "online_kernel", "online_kernel", "offline"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := plainBoot(t)
+			m.file("proc/cmdline", "modprobe.blacklist=mine "+tc.line+plainCmdline+" modprobe.blacklist=kmem,dax_hmem,device_dax\n")
+			m.file("boot/config-6.12.0-test", tc.config+"\n")
+			m.file(file, tc.before+"\n")
+			// A block beyond the plan, as of CXL, that was added offline.
+			const other = "sys/devices/system/memory/memory100/"
+			m.file(other+"phys_index", "64\n")
+			m.file(other+"state", "offline\n")
+			m.file(other+"valid_zones", "Normal Movable\n")
+			if _, err := m.Arm(); err != nil {
+				t.Fatal(err)
+			}
+			var modules []string
+			load := m.Modprobe
+			m.Modprobe = func(name string) error { modules = append(modules, name); return load(name) }
+			for range 2 {
+				if _, err := m.Lend(); err != nil {
+					wantNothing(t, err)
+				}
+				if got, _ := os.ReadFile(filepath.Join(m.Root, file)); string(got) != tc.want+"\n" {
+					t.Errorf("policy %q, want %q", got, tc.want)
+				}
+				if got, _ := os.ReadFile(filepath.Join(m.Root, other, "state")); string(got) != tc.other+"\n" {
+					t.Errorf("a block that isn't ours is %q, want %s", got, tc.other)
+				}
+			}
+			for _, w := range m.kernel.Writes {
+				if strings.HasSuffix(w, "memory100/state=online_kernel") {
+					t.Errorf("%s: somebody else's setting is of later memory only", w)
+				}
+			}
+			for _, want := range []string{"kmem", "dax_hmem", "device_dax"} {
+				if !contains(modules, want) {
+					t.Errorf("modules loaded: %v, want %s", modules, want)
+				}
+			}
+			if contains(modules, "mine") {
+				t.Error("what the operator has blacklisted was loaded")
+			}
+			st, err := m.Status()
+			if err != nil || st.Memory.Lent != 6*testBlock {
+				t.Errorf("lent %d, %v", st.Memory.Lent, err)
+			}
+		})
+	}
+}
+
+// While our memory is being added, nothing but the agent brings it online.
+func TestHoldBack(t *testing.T) {
+	const file = "sys/devices/system/memory/auto_online_blocks"
+	m := plainBoot(t)
+	m.file(file, "online\n")
+	write := m.Write
+	held := false
+	m.Write = func(path, data string) error {
+		policy, err := os.ReadFile(filepath.Join(m.Root, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if path != file && string(policy) != "offline\n" {
+			t.Errorf("%s=%s while the policy is %q", path, data, policy)
+		}
+		held = held || path != file
+		return write(path, data)
+	}
+	if _, err := m.Lend(); err != nil || !held {
+		t.Error(err, held)
+	}
+	m = plainBoot(t)
+	m.file(file, "online\n")
+	m.Write = func(path, data string) error { return errors.New("denied") }
+	_, err := m.Lend()
+	wantRefusal(t, err, "can't be kept offline")
 }

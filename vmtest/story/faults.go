@@ -85,13 +85,22 @@ func (l *Lab) broken() error {
 // memory comes back only when it is given up.
 func (l *Lab) diskFull() error {
 	l.size = 192 << 20
+	// The operator's policy must never be that of our memory, and be back later.
+	const policy = "online_movable"
+	l.params = "memhp_default_state=" + policy
 	if err := l.Start(); err != nil {
 		return err
 	}
 	if _, err := l.ready(1); err != nil {
 		return err
 	}
+	if err := l.added(policy); err != nil {
+		return err
+	}
 	if _, err := l.CrashNow(panicOnCPU0, wire.Capture); err != nil {
+		return err
+	}
+	if err := l.added("offline"); err != nil {
 		return err
 	}
 	whole := []string{"warmcore", "save", "--format", "elf", "--dump-level", "0"} // the usual one would fit
@@ -105,7 +114,21 @@ func (l *Lab) diskFull() error {
 	if _, err := l.Command("warmcore", "release", "--discard"); err != nil {
 		return err
 	}
-	return l.Warmcore("arm")
+	return errors.Join(l.added(policy), l.Warmcore("arm"))
+}
+
+// added checks what the kernel does with memory that is added.
+func (l *Lab) added(want string) error {
+	const file = "/sys/devices/system/memory/auto_online_blocks"
+	if !l.files.takesMemory && want != "offline" {
+		return nil // the agent has refused to lend
+	}
+	got, err := l.Guest.ReadFile(l.ctx, file)
+	if err != nil || strings.TrimSpace(string(got)) != want {
+		return l.Machine.Fail(file, fmt.Errorf("%q, %v; want %s", got, err, want))
+	}
+	l.Step("memory that is added: %s", want)
+	return nil
 }
 
 func (l *Lab) lockdown() error {

@@ -177,6 +177,8 @@ func (k *Kernel) Write(path, data string) error {
 	}
 	dir, name := filepath.Split(path)
 	switch {
+	case name == "auto_online_blocks":
+		return os.WriteFile(filepath.Join(k.Root, path), []byte(data+"\n"), 0o644)
 	case name == "state":
 		return k.state(filepath.Clean(dir), data)
 	case strings.HasPrefix(path, "sys/bus/dax/drivers/"):
@@ -237,7 +239,7 @@ func (k *Kernel) state(dir, want string) error {
 		}
 		k.file(dir+"/state", "offline\n")
 		k.file(dir+"/valid_zones", "Normal Movable\n")
-	case "online_kernel", "online_movable":
+	case "online", "online_kernel", "online_movable": // "online" in whichever zone
 		if online {
 			return errInvalid
 		}

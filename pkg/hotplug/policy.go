@@ -1,0 +1,83 @@
+package hotplug
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/warmcore/warmcore/pkg/cmdline"
+)
+
+// autoOnline says what becomes of memory that is added.
+var autoOnline = filepath.Join(memory, "auto_online_blocks")
+
+// policies are the values of memhp_default_state= and of auto_online_blocks.
+var policies = []string{"offline", "online", "online_kernel", "online_movable"}
+
+// HoldBack keeps memory that is added offline until SetPolicy. It returns the
+// policy that was in force, "" on a kernel that has none.
+func (s System) HoldBack() (policy string, err error) {
+	policy, err = s.read(autoOnline)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", nil
+	case err != nil:
+		return "", err
+	case policy == "offline":
+		return policy, nil
+	}
+	return policy, s.SetPolicy("offline")
+}
+
+// SetPolicy says what is to become of memory that is added.
+func (s System) SetPolicy(policy string) error {
+	if err := s.write(autoOnline, policy); err != nil {
+		return fmt.Errorf("set %s to %s: %w", s.path(autoOnline), policy, err)
+	}
+	return nil
+}
+
+// OnlineAs switches a block online as the policy would have done it when the
+// memory was added.
+func (s System) OnlineAs(b *Block, policy string) error { return s.state(b, policy) }
+
+// OwnPolicy returns the policy that the running kernel would have without the
+// payload: that of its command line, in front of the payload's parameter, or
+// that of config, the kernel's configuration. ok is false if neither says it.
+func OwnPolicy(line cmdline.Line, config string) (policy string, ok bool) {
+	given := line.All("memhp_default_state")
+	// The kernel ignores what it doesn't know (setup_memhp_default_state in
+	// mm/memory_hotplug.c, v6.12).
+	for i := len(given) - 2; i >= 0; i-- {
+		if slices.Contains(policies, given[i].Value) {
+			return given[i].Value, true
+		}
+	}
+	// The second name is that of later kernels, such as Debian's 6.12.
+	for option, policy := range map[string]string{
+		"CONFIG_MEMORY_HOTPLUG_DEFAULT_ONLINE=y":            "online",
+		"# CONFIG_MEMORY_HOTPLUG_DEFAULT_ONLINE is not set": "offline",
+		"CONFIG_MHP_DEFAULT_ONLINE_TYPE_OFFLINE=y":          "offline",
+		"CONFIG_MHP_DEFAULT_ONLINE_TYPE_ONLINE_AUTO=y":      "online",
+		"CONFIG_MHP_DEFAULT_ONLINE_TYPE_ONLINE_KERNEL=y":    "online_kernel",
+		"CONFIG_MHP_DEFAULT_ONLINE_TYPE_ONLINE_MOVABLE=y":   "online_movable",
+	} {
+		if strings.HasPrefix(config, option+"\n") || strings.Contains(config, "\n"+option+"\n") {
+			return policy, true
+		}
+	}
+	return "", false
+}
+
+// LoadModules loads modules that the payload keeps from loading by themselves.
+// One that is missing is no error.
+func (s System) LoadModules(names []string) {
+	for _, name := range names {
+		if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == "" && name != "" {
+			_ = s.modprobe(name)
+		}
+	}
+}

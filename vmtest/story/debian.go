@@ -177,9 +177,6 @@ func (l *Lab) debian() error {
 	if err := l.vmcoreClosed(); err != nil {
 		return err
 	}
-	if err := l.cleanReboot(d.dir); err != nil {
-		return err
-	}
 	if err := l.emergencyReboot(d.dir); err != nil {
 		return err
 	}
@@ -303,7 +300,7 @@ func (l *Lab) emergencyReboot(dirs ...string) error {
 	if err := l.reboot(registration.Disarmed); err != nil {
 		return err
 	}
-	if err := l.want(wire.Plain); err != nil {
+	if err := errors.Join(l.want(wire.Plain), l.wantLog("clean shutdown: disarmed")); err != nil {
 		return err
 	}
 	b, err := l.Registration()

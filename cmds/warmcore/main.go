@@ -276,24 +276,6 @@ func (c *call) printJSON(v any) error {
 	return e.Encode(v)
 }
 
-func status(c *call) error {
-	st, err := c.system.Status()
-	if err != nil {
-		return err
-	}
-	if err := c.print(st, st.Lines()...); err != nil {
-		return err
-	}
-	// A machine without the payload gets the same exit code from every verb.
-	if st.Handoff == "" || c.check && !st.Armed {
-		return errNotArmed
-	}
-	return nil
-}
-
-// errNotArmed is for status, which says on standard output what is missing.
-var errNotArmed = errors.New("not armed")
-
 func arm(c *call) error {
 	do := c.system.Arm
 	if c.keep {

@@ -2,9 +2,7 @@ package agent
 
 import (
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 
@@ -127,7 +125,11 @@ func (x *session) checks() ([]readiness.Check, error) {
 // memoryCheck compares the memory that the running kernel uses for itself with
 // the plan.
 func (x *session) memoryCheck() (readiness.Check, error) {
-	inUse, err := x.kernelMemory()
+	ram, err := x.running().SystemRAM()
+	if err != nil {
+		return readiness.Check{}, err
+	}
+	inUse, err := x.hotplug().ForKernel(ram)
 	if err != nil {
 		return readiness.Check{}, err
 	}
@@ -136,36 +138,6 @@ func (x *session) memoryCheck() (readiness.Check, error) {
 	dumped := x.plan(registration.RoleBoot, registration.RolePreserved).Union(phys.Set{{Start: 0, End: phys.MiB}})
 	overwritten := x.plan(registration.RoleWindow, registration.RoleHandoff, registration.RoleDestination)
 	return readiness.Memory(inUse, dumped, overwritten), nil
-}
-
-// kernelMemory is the RAM that the running kernel uses, without memory blocks
-// that are offline or hold user pages only.
-func (x *session) kernelMemory() (phys.Set, error) {
-	m, err := x.running().IOMem()
-	if err != nil {
-		return nil, err
-	}
-	var ram []phys.Range
-	for _, e := range m.Entries {
-		// What a driver has added is "System RAM (kmem)", or the like.
-		if e.Name == "System RAM" || strings.HasPrefix(e.Name, "System RAM (") {
-			ram = append(ram, e.Range)
-		}
-	}
-	blocks, err := x.hotplug().Blocks(phys.Set{{Start: 0, End: 1 << 63}})
-	if errors.Is(err, fs.ErrNotExist) {
-		return phys.NewSet(ram...), nil // a kernel without memory hotplug
-	}
-	if err != nil {
-		return nil, err
-	}
-	var other []phys.Range
-	for _, b := range blocks {
-		if !b.Online() || b.Movable() {
-			other = append(other, b.Range)
-		}
-	}
-	return phys.NewSet(ram...).Minus(phys.NewSet(other...)), nil
 }
 
 // kept is how many bytes of preserved memory this kernel could be given but has

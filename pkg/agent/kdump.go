@@ -3,7 +3,6 @@ package agent
 import (
 	"errors"
 	"os"
-	"strings"
 
 	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/readiness"
@@ -19,29 +18,12 @@ func (x *session) leaveWord(err error) {
 	if !errors.As(err, &r) || errors.As(err, &t) || x.block.State == registration.Armed {
 		return
 	}
-	if word := word(r.What); word != x.block.Refused {
+	if word := registration.Text(r.What, registration.MaxRefused); word != x.block.Refused {
 		x.block.Refused = word
 		if err := x.store(); err != nil {
 			x.log().Warn("the payload isn't told that arming is refused", "err", err)
 		}
 	}
-}
-
-// word is text as a registration takes it.
-func word(text string) string {
-	text = strings.ToValidUTF8(text, "?")
-	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, text)
-	for i := range text {
-		if i > registration.MaxRefused-4 {
-			return text[:i]
-		}
-	}
-	return text
 }
 
 // transient is a refusal that the next boot may not see.

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/hotplug"
@@ -145,7 +146,7 @@ func (s *System) Release(discard bool) (Moved, error) {
 		if err != nil {
 			return Moved{}, err
 		}
-		if len(p.preserved) > 0 && allOnline(p.preserved) {
+		if len(p.preserved) > 0 && !slices.ContainsFunc(p.preserved, func(b hotplug.Block) bool { return !b.Online() }) {
 			return Moved{}, &outcome.Nothing{What: "all preserved memory has been given back"}
 		}
 	}
@@ -158,7 +159,7 @@ func (s *System) Release(discard bool) (Moved, error) {
 	if err := x.hide(); err != nil {
 		return Moved{}, fmt.Errorf("release: %w", err)
 	}
-	defer func() { x.ownPolicy(x.policy) }()
+	defer x.giveBack()
 	added := x.addMemory(x.plan(registration.RolePreserved, registration.RoleDestination, registration.RoleWindow))
 	if !partly(added) {
 		return Moved{}, added
@@ -176,21 +177,28 @@ func (s *System) Release(discard bool) (Moved, error) {
 	return m, m.unmoved("release", "left", len(p.preserved)+len(p.lendable))
 }
 
+// giveBack gives memory that is not the payload's, such as CXL, back to the policy
+// of this kernel. A failure is logged only: our own memory is where it should be.
+func (x *session) giveBack() {
+	var all []registration.Role
+	for _, p := range x.block.Plan {
+		all = append(all, p.Role)
+	}
+	line, err := x.running().CommandLine()
+	if err == nil {
+		err = x.hotplug().GiveBack(x.policy, line, x.running().Config(), x.plan(all...).Union(phys.Set{x.area.Range()}))
+	}
+	if err != nil {
+		x.log().Warn("memory that is not ours stays offline", "err", err)
+	}
+}
+
 // unmoved is the error of verb for the memory blocks that did not move.
 func (m Moved) unmoved(verb, state string, blocks int) error {
 	if len(m.Left) == 0 {
 		return nil
 	}
 	return fmt.Errorf("%s: %d of %d memory blocks are %s, the first is %v: %s", verb, len(m.Left), blocks, state, m.Left[0].Range, m.Left[0].Why)
-}
-
-func allOnline(blocks []hotplug.Block) bool {
-	for _, b := range blocks {
-		if !b.Online() {
-			return false
-		}
-	}
-	return true
 }
 
 // online switches all of p online. Preserved blocks come first: the memory
@@ -247,7 +255,7 @@ func (s *System) Lend() (Moved, error) {
 	if len(lendable) == 0 {
 		return Moved{}, &outcome.Nothing{What: "there is nothing to lend: the payload planned no destination"}
 	}
-	defer func() { x.ownPolicy(x.policy) }()
+	defer x.giveBack()
 	added := x.addMemory(lendable)
 	if !partly(added) {
 		return Moved{}, added
@@ -257,7 +265,7 @@ func (s *System) Lend() (Moved, error) {
 		return Moved{}, err
 	}
 	p.preserved = nil
-	if added == nil && len(p.lendable) > 0 && allMovable(p.lendable) {
+	if added == nil && len(p.lendable) > 0 && !slices.ContainsFunc(p.lendable, func(b hotplug.Block) bool { return !b.Movable() }) {
 		return Moved{}, &outcome.Nothing{What: "window and destination are lent already"}
 	}
 	m := x.online("lend", p)
@@ -266,15 +274,6 @@ func (s *System) Lend() (Moved, error) {
 		return m, fmt.Errorf("lend: %w", added)
 	}
 	return m, m.unmoved("lend", "left", len(p.lendable))
-}
-
-func allMovable(blocks []hotplug.Block) bool {
-	for _, b := range blocks {
-		if !b.Movable() {
-			return false
-		}
-	}
-	return true
 }
 
 // Reclaim takes window and destination back from user pages. Blocks whose

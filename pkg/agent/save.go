@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/dumpwriter"
@@ -75,7 +74,7 @@ func (s *System) Save(ctx context.Context, o SaveOptions) (m *manifest.Manifest,
 		defer done()
 	}
 	if o.Target == "" {
-		crashes := target.CrashDir{Path: s.path(crashDir), Host: s.host()}
+		crashes := target.CrashDir{Path: s.path(crashDir), Host: s.running().HostName()}
 		crashes.Clean(manifest.DumpName, s.log())
 		if o.Target, err = crashes.New(started); err != nil {
 			return nil, false, err
@@ -138,23 +137,6 @@ func (x *session) savable(target string) error {
 		return &outcome.Nothing{What: "the dump's memory has been given back, there is no dump any more"}
 	}
 	return nil
-}
-
-// host returns the host name as part of a file name.
-func (s *System) host() string {
-	name, err := s.running().Text("proc/sys/kernel/hostname")
-	name = strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_', r == '.':
-			return r
-		}
-		return '_'
-	}, name)
-	// "(none)" before anyone gave it a name.
-	if err != nil || strings.Trim(name, ".") == "" || name == "_none_" {
-		return "localhost"
-	}
-	return name[:min(len(name), 64)]
 }
 
 // manifest begins a manifest with what the handoff area says. x and its block

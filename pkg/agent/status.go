@@ -8,7 +8,6 @@ import (
 	"github.com/warmcore/warmcore/pkg/hotplug"
 	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/outcome"
-	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/readiness"
 	"github.com/warmcore/warmcore/pkg/registration"
 )
@@ -176,38 +175,6 @@ func (x *session) measure(m *StatusMemory) {
 	}
 	m.Lent = online(p.lendable)
 	m.Kept = m.Preserved - min(m.Preserved, online(p.preserved))
-}
-
-// Lines returns the status for people.
-func (st Status) Lines() []string {
-	yes := "not armed"
-	if st.Armed {
-		yes = "armed"
-	}
-	out := []string{fmt.Sprintf("%s: %s", yes, st.Why)}
-	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	add("kernel:       %s, %s boot", st.Kernel, st.Boot)
-	if st.State == "" {
-		return out
-	}
-	add("registration: %s", st.State)
-	add("payload:      %s", st.Payload)
-	add("memory:       %s for this kernel, boot memory %s, preserved %s",
-		phys.FormatSize(st.Memory.TotalKiB*phys.KiB), phys.FormatSize(st.Memory.Boot), phys.FormatSize(st.Memory.Preserved))
-	add("lent:         %s of %s in window and destination", phys.FormatSize(st.Memory.Lent), phys.FormatSize(st.Memory.Lendable))
-	if st.Memory.Kept > 0 {
-		add("kept:         %s not given back", phys.FormatSize(st.Memory.Kept))
-	}
-	add("counted:      %d boots, %d captures", st.Counters.Boots, st.Counters.Captures)
-	if c := st.Last; c != nil {
-		when := "at an unknown time"
-		if c.Time != nil {
-			when = c.Time.Format(time.RFC3339)
-		}
-		add("last capture: %s, %s, %s copied in %.2f s, registers of %d CPUs, caches of %d of %d flushed",
-			c.Reason, when, phys.FormatSize(c.CopyBytes), c.CopySecs, c.CPUs, c.Flushed, c.Seen)
-	}
-	return out
 }
 
 // PayloadLog is the payload's log of one boot.

@@ -341,6 +341,25 @@ func (s System) Blocks(in phys.Set) ([]Block, error) {
 	return list, nil
 }
 
+// ForKernel returns the part of ram that the kernel may use for itself: no memory
+// block that is offline or holds user pages only.
+func (s System) ForKernel(ram phys.Set) (phys.Set, error) {
+	blocks, err := s.Blocks(phys.Set{{Start: 0, End: 1 << 63}})
+	if errors.Is(err, fs.ErrNotExist) {
+		return ram, nil // a kernel without memory hotplug
+	}
+	if err != nil {
+		return nil, err
+	}
+	var other []phys.Range
+	for _, b := range blocks {
+		if !b.Online() || b.Movable() {
+			other = append(other, b.Range)
+		}
+	}
+	return ram.Minus(phys.NewSet(other...)), nil
+}
+
 func (s System) refresh(b *Block) (err error) {
 	if b.State, err = s.read(filepath.Join(memory, b.Name, "state")); err != nil {
 		return err

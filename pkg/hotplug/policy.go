@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/cmdline"
+	"github.com/warmcore/warmcore/pkg/phys"
 )
 
 // autoOnline says what becomes of memory that is added.
@@ -40,10 +41,6 @@ func (s System) SetPolicy(policy string) error {
 	return nil
 }
 
-// OnlineAs switches a block online as the policy would have done it when the
-// memory was added.
-func (s System) OnlineAs(b *Block, policy string) error { return s.state(b, policy) }
-
 // OwnPolicy returns the policy that the running kernel would have without the
 // payload: that of its command line, in front of the payload's parameter, or
 // that of config, the kernel's configuration. ok is false if neither says it.
@@ -72,12 +69,50 @@ func OwnPolicy(line cmdline.Line, config string) (policy string, ok bool) {
 	return "", false
 }
 
-// LoadModules loads modules that the payload keeps from loading by themselves.
-// One that is missing is no error.
-func (s System) LoadModules(names []string) {
-	for _, name := range names {
+// errNoPolicy is why memory that is added stays offline.
+var errNoPolicy = errors.New("neither memhp_default_state= nor the kernel's configuration in /boot or /lib/modules says what to do with it")
+
+// GiveBack gives memory that is not in ours back to the policy that the kernel
+// has without the payload. was is what HoldBack returned; if that is "offline",
+// this is the first time in this boot, and memory that was added meanwhile is
+// switched online as it would have been. line and config are as for [OwnPolicy].
+// It loads the modules, too, that the payload keeps from loading by themselves:
+// the last modprobe.blacklist= in line. One that is missing is no error.
+func (s System) GiveBack(was string, line cmdline.Line, config string, ours phys.Set) error {
+	if was == "" {
+		return nil
+	}
+	list, _ := line.Last("modprobe.blacklist")
+	for name := range strings.SplitSeq(list.Value, ",") {
 		if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == "" && name != "" {
 			_ = s.modprobe(name)
 		}
 	}
+	policy, first := was, was == "offline"
+	if first {
+		var ok bool
+		if policy, ok = OwnPolicy(line, config); !ok {
+			return errNoPolicy
+		}
+	}
+	if policy == "offline" {
+		return nil
+	}
+	var errs []error
+	if first {
+		errs = append(errs, s.onlineOthers(policy, ours))
+	}
+	return errors.Join(append(errs, s.SetPolicy(policy))...)
+}
+
+// onlineOthers switches memory online that is not in ours.
+func (s System) onlineOthers(policy string, ours phys.Set) error {
+	blocks, err := s.Blocks(phys.Set{{Start: 0, End: 1 << 63}})
+	errs := []error{err}
+	for i := range blocks {
+		if b := &blocks[i]; !b.Online() && !ours.Overlaps(b.Range) {
+			errs = append(errs, s.state(b, policy))
+		}
+	}
+	return errors.Join(errs...)
 }

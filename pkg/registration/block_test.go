@@ -346,3 +346,13 @@ func TestLayout(t *testing.T) {
 		t.Errorf("CoreHeaderRange(%v) = %v, want none", h, got)
 	}
 }
+
+func TestText(t *testing.T) {
+	for _, text := range []string{"", "short", "a\nb\x00\x7f\xff", strings.Repeat("x", 200), strings.Repeat("é", 100), strings.Repeat("日本", 40), "\u0085\u200b"} {
+		got := registration.Text(text, registration.MaxRefused)
+		b := registration.Block{Refused: got}
+		if _, err := b.AppendBinary(nil); err != nil || got == "" && text != "" {
+			t.Errorf("%q: %q, %v", text, got, err)
+		}
+	}
+}

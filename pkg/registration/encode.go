@@ -3,6 +3,7 @@ package registration
 import (
 	"bytes"
 	"encoding/binary"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -258,6 +259,22 @@ func (e *encoder) text(field, s string, most int) {
 	}
 	e.u16(uint16(len(s)))
 	e.buf = append(e.buf, s...)
+}
+
+// Text returns text as a block takes it: cut to most bytes, with what can't be in it
+// replaced.
+func Text(text string, most int) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))
+	for len(text) > most {
+		_, n := utf8.DecodeLastRuneInString(text)
+		text = text[:len(text)-n]
+	}
+	return text
 }
 
 // checkText allows what may be printed on one line of a terminal: valid UTF-8

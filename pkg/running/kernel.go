@@ -137,6 +137,22 @@ func (k Kernel) IOMem() (memmap.Map, error) {
 	return m, err
 }
 
+// SystemRAM is all RAM that the running kernel has.
+func (k Kernel) SystemRAM() (phys.Set, error) {
+	m, err := k.IOMem()
+	if err != nil {
+		return nil, err
+	}
+	var ram []phys.Range
+	for _, e := range m.Entries {
+		// What a driver has added is "System RAM (kmem)", or the like.
+		if e.Name == "System RAM" || strings.HasPrefix(e.Name, "System RAM (") {
+			ram = append(ram, e.Range)
+		}
+	}
+	return phys.NewSet(ram...), nil
+}
+
 // Mapping is the running kernel's, as /proc/kcore tells.
 func (k Kernel) Mapping() (kernelmap.Mapping, error) {
 	f, err := os.Open(k.path("proc/kcore"))

@@ -113,3 +113,35 @@ func (k Kernel) FADT() (acpi.FADT, error) {
 	}
 	return acpi.ParseFADT(b)
 }
+
+// Config returns the running kernel's configuration as distributions install it,
+// "" if it isn't there.
+func (k Kernel) Config() string {
+	release, err := k.Text("proc/sys/kernel/osrelease")
+	if err != nil || strings.Contains(release, "/") {
+		return ""
+	}
+	for _, name := range []string{"boot/config-" + release, "lib/modules/" + release + "/config"} {
+		if b, err := k.Bytes(name); err == nil {
+			return string(b)
+		}
+	}
+	return ""
+}
+
+// HostName returns the host name as part of a file name.
+func (k Kernel) HostName() string {
+	name, err := k.Text("proc/sys/kernel/hostname")
+	name = strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_', r == '.':
+			return r
+		}
+		return '_'
+	}, name)
+	// "(none)" before anyone gave it a name.
+	if err != nil || strings.Trim(name, ".") == "" || name == "_none_" {
+		return "localhost"
+	}
+	return name[:min(len(name), 64)]
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/phys"
+)
+
+func status(c *call) error {
+	st, err := c.system.Status()
+	if err != nil {
+		return err
+	}
+	if err := c.print(st, statusLines(st)...); err != nil {
+		return err
+	}
+	// A machine without the payload gets the same exit code from every verb.
+	if st.Handoff == "" || c.check && !st.Armed {
+		return errNotArmed
+	}
+	return nil
+}
+
+// errNotArmed is for status, which says on standard output what is missing.
+var errNotArmed = errors.New("not armed")
+
+// statusLines returns the status for people.
+func statusLines(st agent.Status) []string {
+	yes := "not armed"
+	if st.Armed {
+		yes = "armed"
+	}
+	out := []string{fmt.Sprintf("%s: %s", yes, st.Why)}
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	add("kernel:       %s, %s boot", st.Kernel, st.Boot)
+	if st.State == "" {
+		return out
+	}
+	add("registration: %s", st.State)
+	add("payload:      %s", st.Payload)
+	add("memory:       %s for this kernel, boot memory %s, preserved %s",
+		phys.FormatSize(st.Memory.TotalKiB*phys.KiB), phys.FormatSize(st.Memory.Boot), phys.FormatSize(st.Memory.Preserved))
+	add("lent:         %s of %s in window and destination", phys.FormatSize(st.Memory.Lent), phys.FormatSize(st.Memory.Lendable))
+	if st.Memory.Kept > 0 {
+		add("kept:         %s not given back", phys.FormatSize(st.Memory.Kept))
+	}
+	add("counted:      %d boots, %d captures", st.Counters.Boots, st.Counters.Captures)
+	if c := st.Last; c != nil {
+		when := "at an unknown time"
+		if c.Time != nil {
+			when = c.Time.Format(time.RFC3339)
+		}
+		add("last capture: %s, %s, %s copied in %.2f s, registers of %d CPUs, caches of %d of %d flushed",
+			c.Reason, when, phys.FormatSize(c.CopyBytes), c.CopySecs, c.CPUs, c.Flushed, c.Seen)
+	}
+	return out
+}

@@ -72,6 +72,7 @@ type Lab struct {
 	size      int64             // of the disk, in bytes
 	diskFiles map[string][]byte // put on the disk, or replaced there
 	makeDisk  func() error      // in place of the usual disk
+	qemuArgs  []string          // of the machine, beside the usual ones
 	// changeRoot changes a whole Debian before it is put on the disk.
 	changeRoot func(root string) error
 	spoilTree  func(*devicetree.Tree) // changes the payload's device tree at the end
@@ -169,7 +170,7 @@ func (l *Lab) powerOn() error {
 	}
 	o := machine.Options{
 		Arch: l.board.Arch, Memory: l.Memory, CPUs: l.CPUs, Disk: l.disk.Path, Hypervisor: l.Hypervisor, QEMU: l.files.qemu, Accel: l.accel(),
-		Reproduce: l.reproduce(),
+		Args: l.qemuArgs, Reproduce: l.reproduce(),
 	}
 	if l.Payload == "stock" {
 		l.Report.PayloadKernel = "Debian " + l.files.kernel.Release

@@ -156,6 +156,12 @@ var Stories = []Story{
 		Run:     (*Lab).hugePages,
 	},
 	{
+		Name: "numa", Tells: "two NUMA nodes: each has its memory back",
+		Default: Options{Memory: 2 * gib, CPUs: 2},
+		Arches:  []string{"amd64"},
+		Run:     (*Lab).numa,
+	},
+	{
 		Name: "debian", Tells: "Debian 12 with systemd and kdump-tools: the units do it all",
 		Default: Options{Memory: 2 * gib, CPUs: 2},
 		Arches:  []string{"amd64"},

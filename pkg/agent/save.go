@@ -144,7 +144,7 @@ func (x *session) savable(target string) error {
 func (s *System) manifest(x *session, started time.Time) *manifest.Manifest {
 	m := &manifest.Manifest{
 		Schema: manifest.Schema, Started: started.UTC(),
-		CPUs: []manifest.CPU{}, Files: []manifest.File{}, Unreadable: []manifest.Extent{},
+		CPUs: []manifest.CPU{}, Files: []manifest.File{}, Unreadable: []manifest.Extent{}, NotDumped: []manifest.Extent{},
 	}
 	switch {
 	case x == nil:

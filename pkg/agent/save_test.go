@@ -130,7 +130,7 @@ func TestSave(t *testing.T) {
 			{Name: manifest.LogName, Bytes: uint64(len(testLog)), Written: uint64(len(testLog)), SHA256: sum([]byte(testLog))},
 			{Name: manifest.DumpName, Bytes: size, Written: size, SHA256: sum([]byte(files[manifest.DumpName])), CRC32C: got.Files[1].CRC32C},
 		},
-		Unreadable: []manifest.Extent{}, Warnings: got.Warnings,
+		Unreadable: []manifest.Extent{}, NotDumped: []manifest.Extent{}, Warnings: got.Warnings,
 	}
 	if diff := cmp.Diff(wantManifest, got); diff != "" {
 		t.Errorf("manifest (-want +got):\n%s", diff)

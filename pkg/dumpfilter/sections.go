@@ -14,6 +14,7 @@ const (
 	sectionPresent = 1 << 0 // SECTION_MARKED_PRESENT
 	sectionHasMap  = 1 << 1 // SECTION_HAS_MEM_MAP
 	sectionOnline  = 1 << 2 // SECTION_IS_ONLINE
+	sectionEarly   = 1 << 3 // SECTION_IS_EARLY: there at boot, not hot-added
 	sectionInUse   = sectionPresent | sectionHasMap | sectionOnline
 	sectionFlags   = 1<<12 - 1
 )

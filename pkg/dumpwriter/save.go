@@ -126,6 +126,7 @@ func finish(m *manifest.Manifest, out written) {
 	m.Files = append(m.Files, out.files...)
 	m.Unreadable = manifest.Extents(out.missing.Unreadable)
 	m.MoreUnreadable = out.missing.MoreUnreadable
+	m.NotDumped = manifest.Extents(out.added)
 	m.Warnings = append(m.Warnings, out.warnings...)
 }
 

@@ -114,6 +114,7 @@ type written struct {
 	dump     manifest.Dump
 	files    []manifest.File
 	missing  convert.Result // Unreadable, MoreUnreadable
+	added    phys.Set       // by the kernel after its boot, and not in the source
 	warnings []string
 }
 
@@ -333,6 +334,11 @@ func (j *job) convert(ctx context.Context, dst []io.WriterAt) (out written, err 
 		for _, text := range pages.Warnings() {
 			j.warn(&out, text, nil)
 		}
+		added, err := pages.Added(maxAdded)
+		if err != nil {
+			j.warn(&out, "memory that the kernel had added after its boot is not known", err)
+		}
+		out.added = added.Minus(info.Memory)
 	}
 	for _, text := range r.Warnings {
 		j.warn(&out, text, nil)
@@ -354,6 +360,9 @@ func (j *job) convert(ctx context.Context, dst []io.WriterAt) (out written, err 
 	}
 	return out, nil
 }
+
+// maxAdded caps the ranges of added memory in the manifest: a machine has a few.
+const maxAdded = 1024
 
 func (j *job) warn(out *written, what string, err error) {
 	if err != nil {

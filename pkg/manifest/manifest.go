@@ -62,8 +62,12 @@ type Manifest struct {
 	Files          []File   `json:"files"`
 	Unreadable     []Extent `json:"unreadable"`                // memory that could not be read: not in a kdump file, zero in an ELF file
 	MoreUnreadable uint64   `json:"more_unreadable,omitempty"` // pages
-	LogLost        int      `json:"log_lost,omitempty"`        // messages that could not be read
-	Warnings       []string `json:"warnings,omitempty"`
+	// NotDumped is memory that the crashed kernel had online and that is not in the
+	// dump because it was added after boot: window and destination where they
+	// were lent, and what the plan doesn't know.
+	NotDumped []Extent `json:"not_dumped"`
+	LogLost   int      `json:"log_lost,omitempty"` // messages that could not be read
+	Warnings  []string `json:"warnings,omitempty"`
 }
 
 // CPU says what a CPU was executing at the crash. Numbers that can be
@@ -184,16 +188,27 @@ func (m *Manifest) Summary() string {
 	d := m.Dump
 	return fmt.Sprintf("%s: %s in %s format for %s of memory, %d%% of the pages at dump level %d, kernel %s, %d CPUs with registers, in %.1f s",
 		m.Directory, phys.FormatSize(size), d.Format, phys.FormatSize(d.Memory), d.KeptPercent(), d.DumpLevel, m.Release, len(m.CPUs), m.Seconds) +
-		UnreadText(m.Unreadable, m.MoreUnreadable*d.PageSize)
+		UnreadText(m.Unreadable, m.MoreUnreadable*d.PageSize) + m.notDumpedText()
+}
+
+func (m *Manifest) notDumpedText() string {
+	if len(m.NotDumped) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %s that was lent or added after boot is not in it", phys.FormatSize(total(m.NotDumped)))
+}
+
+func total(list []Extent) (bytes uint64) {
+	for _, e := range list {
+		bytes += e.Bytes
+	}
+	return bytes
 }
 
 // UnreadText says how much memory could not be read, for the end of a summary:
 // what is listed and more bytes. It is "" if there is none.
 func UnreadText(unreadable []Extent, more uint64) string {
-	for _, e := range unreadable {
-		more += e.Bytes
-	}
-	if more == 0 {
+	if more += total(unreadable); more == 0 {
 		return ""
 	}
 	return fmt.Sprintf("; %s could not be read", phys.FormatSize(more))

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/convert"
+	"github.com/warmcore/warmcore/pkg/manifest"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
 	"github.com/warmcore/warmcore/pkg/vmcore/dumpfile"
@@ -70,6 +71,9 @@ func (l *Lab) compare(d saved) error {
 	}
 	var err error
 	if l.Report.Dump, err = l.compareFile(d, "vmcore", excluded); err != nil {
+		return err
+	}
+	if err := l.notDumped(d); err != nil {
 		return err
 	}
 	if l.Keep {
@@ -164,6 +168,34 @@ func planned(b *registration.Block, dumped bool) phys.Set {
 		}
 	}
 	return phys.NewSet(s...)
+}
+
+// notDumped checks that the manifest names the memory that had been lent, which
+// no dump has, and no other.
+func (l *Lab) notDumped(d saved) error {
+	f, err := os.Open(filepath.Join(l.Out, manifest.FileName))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	m, err := manifest.Read(f, manifest.FileName)
+	if err != nil {
+		return err
+	}
+	var lent phys.Set
+	if len(d.painting.Runs) > 0 && l.files.takesMemory { // see ready
+		b := cmp.Or(d.then, d.block)
+		for _, r := range b.Plan {
+			if r.Role == registration.RoleWindow || r.Role == registration.RoleDestination {
+				lent = lent.Union(phys.Set{r.Range})
+			}
+		}
+		lent = lent.AlignIn(b.Policy.BlockSize)
+	}
+	if want := manifest.Extents(lent); !slices.Equal(m.NotDumped, want) {
+		return l.Machine.Fail(manifest.FileName, fmt.Errorf("not dumped are %v, want what was lent, %v", m.NotDumped, want))
+	}
+	return nil
 }
 
 // open opens a dump in the story's directory.

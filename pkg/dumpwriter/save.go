@@ -111,6 +111,7 @@ func (j *job) saveDump(ctx context.Context, beside target.Putter, m *manifest.Ma
 		return false, err
 	}
 	finish(m, out)
+	j.sampled(m)
 	m.Finished = j.now().UTC()
 	m.Seconds = m.Finished.Sub(m.Started).Seconds()
 	if beside != nil {
@@ -119,6 +120,20 @@ func (j *job) saveDump(ctx context.Context, beside target.Putter, m *manifest.Ma
 		}
 	}
 	return j.to.Commit(ctx)
+}
+
+// sampled compares the dump's memory with the samples that the payload took.
+func (j *job) sampled(m *manifest.Manifest) {
+	samples := j.src.Info().Samples
+	changed, read := vmcore.Changed(j.src, samples)
+	if len(changed) == 0 {
+		return
+	}
+	text := fmt.Sprintf("%d of %d sampled pages changed after the payload had handed over the dump: a device or firmware writes into memory, first at %#x",
+		changed.Size()/vmcore.SampleSize, read, changed[0].Start)
+	j.log().Warn(text)
+	m.Warnings = append(m.Warnings, text)
+	m.Changed = manifest.Extents(changed)
 }
 
 func finish(m *manifest.Manifest, out written) {

@@ -285,3 +285,31 @@ func sha256Of(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
+
+// TestSaveSampled: memory that changed after the payload took its samples is
+// named, and only that.
+func TestSaveSampled(t *testing.T) {
+	for _, write := range []bool{false, true} {
+		d := open(t, source(t))
+		samples := vmcore.TakeSamples(d, d.Info().Memory)
+		if write {
+			samples[1].Sum++ // as if the page had had other bytes then
+		}
+		d.Info().Samples = samples
+		r := &remote{durable: true, stored: map[string][]byte{}}
+		m := &manifest.Manifest{}
+		if _, err := (Writer{}).Save(t.Context(), r, d, m, Options{}); err != nil {
+			t.Fatal(err)
+		}
+		var want []manifest.Extent
+		if write {
+			want = []manifest.Extent{{Address: fmt.Sprintf("%#x", samples[1].Addr), Bytes: vmcore.SampleSize}}
+		}
+		if diff := cmp.Diff(want, m.Changed); diff != "" {
+			t.Errorf("changed (-want +got):\n%s", diff)
+		}
+		if got := strings.Contains(strings.Join(m.Warnings, " "), "1 of 512 sampled pages changed"); got != write {
+			t.Errorf("warnings %q", m.Warnings)
+		}
+	}
+}

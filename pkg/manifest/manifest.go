@@ -66,8 +66,11 @@ type Manifest struct {
 	// dump because it was added after boot: window and destination where they
 	// were lent, and what the plan doesn't know.
 	NotDumped []Extent `json:"not_dumped"`
-	LogLost   int      `json:"log_lost,omitempty"` // messages that could not be read
-	Warnings  []string `json:"warnings,omitempty"`
+	// Changed has pages of the dump that something wrote to after the payload
+	// had handed it over, of the few that are watched.
+	Changed  []Extent `json:"changed,omitempty"`
+	LogLost  int      `json:"log_lost,omitempty"` // messages that could not be read
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // CPU says what a CPU was executing at the crash. Numbers that can be

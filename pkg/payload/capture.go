@@ -96,7 +96,7 @@ func (p *Payload) keptHeader(b *registration.Block, area phys.Range) ([]byte, er
 		}
 	}
 	p.log.Info("dump", "reason", b.Capture.Reason, "kernel", b.Identity.Release, "registers_of_cpus", b.Capture.CPUsWithRegisters)
-	return p.encodeHeader(h, area.Start, own.Unreadable.Union(lost))
+	return p.encodeHeader(h, area.Start, own.Unreadable.Union(lost), own.Samples)
 }
 
 // logLost names memory that today's payload has overwritten or needs.
@@ -107,15 +107,18 @@ func (p *Payload) logLost(lost phys.Set) {
 	}
 }
 
-// encodeHeader appends to a header our own notes: that there is a dump, and
-// which memory is lost.
-func (p *Payload) encodeHeader(h elfcore.Header, at uint64, lost phys.Set) ([]byte, error) {
+// encodeHeader appends to a header our own notes: that there is a dump, which
+// memory is lost, and samples of the memory.
+func (p *Payload) encodeHeader(h elfcore.Header, at uint64, lost phys.Set, samples []vmcore.Sample) ([]byte, error) {
 	// The kernel makes no /proc/vmcore of a dump without any note
 	// (merge_note_headers_elf64 in fs/proc/vmcore.c, v6.12), and there may be
 	// neither registers nor VMCOREINFO.
 	notes := []elfcore.ELFNote{{Name: "WARMCORE", Desc: []byte(p.version + "\x00")}}
 	if text := vmcore.UnreadableText(lost, 0, phys.PageSize); len(text) > 0 {
 		notes = append(notes, elfcore.ELFNote{Name: vmcore.NameUnreadable, Type: vmcore.TypeUnreadable, Desc: text})
+	}
+	if len(samples) > 0 {
+		notes = append(notes, vmcore.SamplesNote(samples))
 	}
 	return h.AppendWithNotes(nil, at, notes...)
 }
@@ -176,7 +179,7 @@ func (p *Payload) coreHeader(b *registration.Block, area phys.Range) ([]byte, er
 		"registers_of_cpus", registers)
 	lost := p.decision.Dump.Lost
 	p.logLost(lost)
-	return p.encodeHeader(h, area.Start, lost)
+	return p.encodeHeader(h, area.Start, lost, vmcore.TakeSamples(old, shown))
 }
 
 // places is where notes are that are anywhere: a CPU that never was there has

@@ -172,6 +172,14 @@ func TestCapture(t *testing.T) {
 	if want := []string{"CORE 336", "CORE 336", fmt.Sprintf("VMCOREINFO %d", len(vmcoreinfoText)), "WARMCORE 3"}; !slices.Equal(notes, want) {
 		t.Errorf("notes %q, want %q", notes, want)
 	}
+	// Samples, of which none has changed since.
+	own := h.Notes[len(h.Notes)-1]
+	var info vmcore.Info
+	info.AddNotes(c.mem.Get(span(own.Offset, own.Offset+own.Size)))
+	changed, read := vmcore.Changed(crashedMemory{r.payload}, info.Samples)
+	if len(changed) > 0 || read != vmcore.MaxSamples {
+		t.Errorf("samples: %v changed of %d, want none of %d", changed, read, vmcore.MaxSamples)
+	}
 	if l := h.Loads[0]; l.Virt != directBase+l.Phys {
 		t.Errorf("load of %#x has the virtual address %#x", l.Phys, l.Virt)
 	}

@@ -76,6 +76,10 @@ func (i *Info) AddNotes(b []byte) {
 			i.AddUnreadable(n.Desc)
 			continue
 		}
+		if n.Name == NameUnreadable && n.Type == TypeSamples {
+			i.addSamples(n.Desc)
+			continue
+		}
 		i.Notes, err = elfcore.AppendNote(i.Notes, n)
 		if err != nil {
 			i.Warn(err.Error())

@@ -120,7 +120,8 @@ type Info struct {
 	// ELF file has zeroes instead. Each file of a split dump has the whole list.
 	Unreadable     phys.Set
 	MoreUnreadable uint64
-	Incomplete     bool // the file's writer marked it as not finished
+	Samples        []Sample // that the payload took; see TypeSamples
+	Incomplete     bool     // the file's writer marked it as not finished
 	Warnings       []string
 
 	kernel *vmcoreinfo.Info // see Kernel

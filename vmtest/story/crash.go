@@ -57,6 +57,8 @@ type saved struct {
 	// then is the registration of the boot that crashed, if its plan was
 	// another: what the dump lacks of that, it names as lost.
 	then *registration.Block
+	// written is what a device wrote to after the reset.
+	written phys.Set
 }
 
 // save saves the dump in a capture boot.

@@ -60,7 +60,7 @@ func (l *Lab) compare(d saved) error {
 	// What a dump must not hold: what no plan has, and all of the plan but boot
 	// memory and what is preserved. All other RAM it must hold.
 	excluded := l.board.undumped(l.Memory)
-	excluded = excluded.Union(planned(cmp.Or(d.then, d.block), false))
+	excluded = excluded.Union(planned(cmp.Or(d.then, d.block), false)).Union(d.written)
 	if d.whole != "" {
 		if err := l.Extract(path.Join(d.whole, "vmcore"), filepath.Join(l.Out, wholeName)); err != nil {
 			return err

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/warmcore/warmcore/pkg/acpi/acpitest"
@@ -87,19 +86,22 @@ func srat(memory uint64, cpus int) []byte {
 	return acpitest.Table("SRAT", 3, b)
 }
 
-// nodes returns MemTotal of both nodes, in KiB.
+// nodes returns the memory of both nodes, in KiB. It is what zones call present,
+// not MemTotal, which lacks the kernel's image, and that is at random in one
+// node or the other.
 func (l *Lab) nodes() (kib [2]uint64, err error) {
-	for n := range kib {
-		text, err := l.Guest.ReadFile(l.ctx, fmt.Sprintf("/sys/devices/system/node/node%d/meminfo", n))
-		if err != nil {
-			return kib, l.Machine.Fail("NUMA nodes", err)
+	text, err := l.Guest.ReadFile(l.ctx, "/proc/zoneinfo")
+	if err != nil {
+		return kib, err
+	}
+	node := 0
+	for line := range strings.Lines(string(text)) {
+		if _, err := fmt.Sscanf(line, "Node %d, zone", &node); err == nil && node >= len(kib) {
+			return kib, l.Machine.Fail("/proc/zoneinfo", fmt.Errorf("node %d of %d", node, len(kib)))
 		}
-		for line := range strings.Lines(string(text)) {
-			if f := strings.Fields(line); len(f) > 3 && f[2] == "MemTotal:" { // Node 0 MemTotal: N kB
-				if kib[n], err = strconv.ParseUint(f[3], 10, 64); err != nil {
-					return kib, err
-				}
-			}
+		var pages uint64
+		if _, err := fmt.Sscanf(line, " present %d", &pages); err == nil {
+			kib[node] += pages * phys.PageSize / phys.KiB
 		}
 	}
 	l.Step("NUMA nodes: %d and %d MiB", kib[0]/1024, kib[1]/1024)

@@ -162,6 +162,11 @@ var Stories = []Story{
 		Run:     (*Lab).numa,
 	},
 	{
+		Name: "dma", Tells: "a device goes on writing into memory after the reset: the machine boots, and the dump says so",
+		Default: Options{Memory: 2 * gib, CPUs: 2},
+		Run:     (*Lab).dma,
+	},
+	{
 		Name: "debian", Tells: "Debian 12 with systemd and kdump-tools: the units do it all",
 		Default: Options{Memory: 2 * gib, CPUs: 2},
 		Arches:  []string{"amd64"},

@@ -41,13 +41,19 @@ func statusLines(st agent.Status) []string {
 	}
 	add("registration: %s", st.State)
 	add("payload:      %s", st.Payload)
-	add("memory:       %s for this kernel, boot memory %s, preserved %s",
-		phys.FormatSize(st.Memory.TotalKiB*phys.KiB), phys.FormatSize(st.Memory.Boot), phys.FormatSize(st.Memory.Preserved))
-	add("lent:         %s of %s in window and destination", phys.FormatSize(st.Memory.Lent), phys.FormatSize(st.Memory.Lendable))
-	if st.Memory.Kept > 0 {
-		add("kept:         %s not given back", phys.FormatSize(st.Memory.Kept))
+	if p := st.Memory.StatusPlan; p != nil {
+		add("memory:       %s for this kernel, boot memory %s, preserved %s",
+			phys.FormatSize(st.Memory.TotalKiB*phys.KiB), phys.FormatSize(p.Boot), phys.FormatSize(p.Preserved))
+		if n := st.Memory.Lent; n != nil {
+			add("lent:         %s of %s in window and destination", phys.FormatSize(*n), phys.FormatSize(p.Lendable))
+		}
 	}
-	add("counted:      %d boots, %d captures", st.Counters.Boots, st.Counters.Captures)
+	if n := st.Memory.Kept; n != nil && *n > 0 {
+		add("kept:         %s not given back", phys.FormatSize(*n))
+	}
+	if c := st.Counters; c != nil {
+		add("counted:      %d boots, %d captures", c.Boots, c.Captures)
+	}
 	if c := st.Last; c != nil {
 		when := "at an unknown time"
 		if c.Time != nil {

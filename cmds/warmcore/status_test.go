@@ -5,12 +5,14 @@ import (
 	"testing"
 
 	"github.com/warmcore/warmcore/pkg/agent"
+	"github.com/warmcore/warmcore/pkg/phys"
 )
 
 func TestStatusLines(t *testing.T) {
 	for _, armed := range []bool{true, false} {
 		st := agent.Status{Armed: armed, Why: "so", State: "armed", Last: &agent.StatusCapture{Reason: "panic"}}
-		st.Memory.Kept = 1 << 20
+		kept := uint64(phys.MiB)
+		st.Memory.Kept = &kept
 		text := strings.Join(statusLines(st), "\n")
 		if strings.HasPrefix(text, "armed: so\n") != armed || strings.HasPrefix(text, "not armed: so\n") == armed {
 			t.Errorf("armed %v: %q", armed, text)

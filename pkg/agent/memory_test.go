@@ -360,8 +360,8 @@ func TestOwnPolicy(t *testing.T) {
 				t.Error("what the operator has blacklisted was loaded")
 			}
 			st, err := m.Status()
-			if err != nil || st.Memory.Lent != 6*testBlock {
-				t.Errorf("lent %d, %v", st.Memory.Lent, err)
+			if err != nil || *st.Memory.Lent != 6*testBlock {
+				t.Errorf("lent %d, %v", *st.Memory.Lent, err)
 			}
 		})
 	}

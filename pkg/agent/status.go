@@ -30,11 +30,11 @@ type Status struct {
 	Mode    string    `json:"handover"` // vmcore, or "" in a plain boot
 	Kernel  string    `json:"kernel"`   // running, as uname -r
 
-	Handoff  string         `json:"handoff,omitempty"`
-	Plan     []StatusRange  `json:"plan,omitempty"`
-	Memory   StatusMemory   `json:"memory"`
-	Counters StatusCounters `json:"counters"`
-	Last     *StatusCapture `json:"last_capture,omitempty"`
+	Handoff  string          `json:"handoff,omitempty"`
+	Plan     []StatusRange   `json:"plan,omitempty"`
+	Memory   StatusMemory    `json:"memory"`
+	Counters *StatusCounters `json:"counters,omitempty"`
+	Last     *StatusCapture  `json:"last_capture,omitempty"`
 }
 
 // StatusRange is a range of the memory plan.
@@ -43,15 +43,22 @@ type StatusRange struct {
 	MemoryRange
 }
 
-// StatusMemory is how much memory is where.
+// StatusMemory is how much memory is where, in bytes. What isn't known is absent
+// in JSON: all but TotalKiB without a memory plan, the last two on a kernel
+// without memory hotplug.
 type StatusMemory struct {
-	TotalKiB  uint64 `json:"total_kib"` // of the running kernel
+	TotalKiB uint64 `json:"total_kib,omitempty"` // of the running kernel
+	*StatusPlan
+	Lent *uint64 `json:"lent,omitempty"` // of what can be lent, in use
+	Kept *uint64 `json:"kept,omitempty"` // of preserved memory, not given back in this boot
+}
+
+// StatusPlan is the size of the memory plan's parts, in bytes.
+type StatusPlan struct {
 	Window    uint64 `json:"window"`    // the payload's
 	Boot      uint64 `json:"boot"`      // boot memory
 	Lendable  uint64 `json:"lendable"`  // window and destination
-	Lent      uint64 `json:"lent"`      // of that, in use
 	Preserved uint64 `json:"preserved"` // kept at a crash
-	Kept      uint64 `json:"kept"`      // of that, not given back in this boot
 }
 
 // StatusCounters survive resets.
@@ -104,7 +111,7 @@ func (s *System) Status() (Status, error) {
 	b := x.block
 	st.State, st.Payload = b.State.String(), b.PayloadVersion
 	st.Dump = b.State == registration.Capturing || b.State == registration.Saved && st.Boot == "capture"
-	st.Counters = StatusCounters{b.Counters.Boots, b.Counters.Captures, b.Counters.Attempts}
+	st.Counters = &StatusCounters{b.Counters.Boots, b.Counters.Captures, b.Counters.Attempts}
 	if b.State == registration.Armed {
 		st.Stub = x.stub()
 	}
@@ -157,10 +164,12 @@ func (x *session) armed(stub stubState) (bool, string) {
 }
 
 func (x *session) measure(m *StatusMemory) {
-	m.Window = x.plan(registration.RoleWindow).Size()
-	m.Boot = x.plan(registration.RoleBoot).Size()
-	m.Preserved = x.plan(registration.RolePreserved).Size()
-	m.Lendable = x.plan(registration.RoleWindow, registration.RoleDestination).Size()
+	m.StatusPlan = &StatusPlan{
+		Window:    x.plan(registration.RoleWindow).Size(),
+		Boot:      x.plan(registration.RoleBoot).Size(),
+		Lendable:  x.plan(registration.RoleWindow, registration.RoleDestination).Size(),
+		Preserved: x.plan(registration.RolePreserved).Size(),
+	}
 	p, err := x.parts()
 	if err != nil {
 		return // a kernel without memory hotplug
@@ -173,8 +182,8 @@ func (x *session) measure(m *StatusMemory) {
 		}
 		return n
 	}
-	m.Lent = online(p.lendable)
-	m.Kept = m.Preserved - min(m.Preserved, online(p.preserved))
+	lent, kept := online(p.lendable), m.Preserved-min(m.Preserved, online(p.preserved))
+	m.Lent, m.Kept = &lent, &kept
 }
 
 // PayloadLog is the payload's log of one boot.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"strings"
@@ -138,15 +139,27 @@ func TestStatus(t *testing.T) {
 				t.Errorf("status = %+v\nwant armed %v, why %q, state %q, boot %q, dump %v", st, tc.armed, tc.why, tc.state, tc.boot, tc.dump)
 			}
 			if st.State != "" {
+				lent, kept := uint64(tc.lent*testBlock), uint64(tc.kept*testBlock)
 				want := StatusMemory{
-					TotalKiB: 1000, Window: testBlock, Boot: 383*phys.MiB + 126*phys.MiB + testBlock,
-					Lendable: 6 * testBlock, Lent: tc.lent * testBlock, Preserved: 5 * testBlock, Kept: tc.kept * testBlock,
+					TotalKiB:   1000,
+					StatusPlan: &StatusPlan{Window: testBlock, Boot: 383*phys.MiB + 126*phys.MiB + testBlock, Lendable: 6 * testBlock, Preserved: 5 * testBlock},
+					Lent:       &lent, Kept: &kept,
 				}
 				if diff := cmp.Diff(want, st.Memory); diff != "" {
 					t.Errorf("memory (-want +got):\n%s", diff)
 				}
 				if len(st.Plan) != len(testPlan) || st.Plan[1] != (StatusRange{"handoff", MemoryRange{"0x20000000", 2 * phys.MiB}}) {
 					t.Errorf("plan = %v", st.Plan)
+				}
+			}
+			// What isn't known is not 0.
+			text, err := json.Marshal(st)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range []string{`"window":`, `"lent":`, `"kept":`, `"counters":`} {
+				if strings.Contains(string(text), key) != (st.State != "") {
+					t.Errorf("state %q, and %s in %s: %v", st.State, key, text, st.State == "")
 				}
 			}
 			if (st.Last != nil) != tc.dump {

@@ -51,7 +51,7 @@ type Manifest struct {
 	Payload string     `json:"payload,omitempty"`  // version
 
 	CPUs        []CPU  `json:"cpus"`         // those with registers
-	CPUsSeen    uint32 `json:"cpus_seen"`    // that the stub expected to flush
+	CPUsSeen    uint32 `json:"cpus_seen"`    // that should have been flushed: online at the crash, as far as is known
 	CPUsFlushed uint32 `json:"cpus_flushed"` // that did
 
 	// DaxBytes is how much of the dump's source was read from dax devices,

@@ -143,6 +143,13 @@ func (p *Payload) coreHeader(b *registration.Block, area phys.Range) ([]byte, er
 		}
 	}
 	b.Capture.CPUsWithRegisters = registers
+	// CPUs that came after the agent had armed left registers, but the stub
+	// didn't know them, so nobody flushed their caches.
+	if c := &b.Capture; c.Reason == registration.ReasonPanic && registers > c.CPUsSeen {
+		p.log.Warn("the stub didn't know all CPUs", "had_registers", registers, "known", c.CPUsSeen,
+			"so", "what the others had only in their caches is missing")
+		c.CPUsSeen = registers
+	}
 
 	info := b.VMCoreInfo
 	if text, err := old.read(info); err != nil || !hasVMCoreInfo(text) {

@@ -103,10 +103,13 @@ func (c *crash) put(at uint64, n elfcore.ELFNote) uint64 {
 	return uint64(len(b))
 }
 
-// record leaves a crash record, as the stub does.
-func (c *crash) record(nonce [16]byte) {
+// record leaves a crash record, as the stub does that knows 2 CPUs.
+func (c *crash) record(nonce [16]byte) { c.recordOf(nonce, 2) }
+
+// recordOf leaves that of a stub that knows some CPUs, and flushed them.
+func (c *crash) recordOf(nonce [16]byte, cpus uint32) {
 	c.tb.Helper()
-	b, err := registration.Record{Nonce: nonce, Flags: registration.RecordPanic, CPU: 3, Expected: 2, Flushed: 2}.AppendBinary(nil)
+	b, err := registration.Record{Nonce: nonce, Flags: registration.RecordPanic, CPU: 3, Expected: cpus, Flushed: cpus}.AppendBinary(nil)
 	if err != nil {
 		c.tb.Fatal(err)
 	}
@@ -539,6 +542,18 @@ func TestCaptureStaysInBootMemory(t *testing.T) {
 	wantKernel(t, r, 1, "elfcorehdr=")
 	c.wantDump()
 	wantLog(t, r.log, "kernel placed, at: 20200000-231fffff")
+}
+
+// TestUnknownCPU: a CPU that came after the agent had armed counts as one whose
+// caches should have been flushed.
+func TestUnknownCPU(t *testing.T) {
+	c := newCrash(t)
+	c.recordOf([16]byte{0xaa}, 1)
+	r := c.run()
+	wantLog(t, r.log, "the stub didn't know all CPUs, had_registers: 2, known: 1")
+	if got := c.block().Capture; got.CPUsSeen != 2 || got.CPUsFlushed != 1 {
+		t.Errorf("caches of %d of %d CPUs flushed, want 1 of 2", got.CPUsFlushed, got.CPUsSeen)
+	}
 }
 
 // TestNotesLeftOut dumps without what the registration has wrong.

@@ -237,7 +237,7 @@ type Capture struct {
 	Copied            bool   // boot memory is in the destination
 	CPUsWithRegisters uint32 // CPUs whose crash notes hold registers
 	CPUsFlushed       uint32 // CPUs whose caches the stub flushed
-	CPUsSeen          uint32 // CPUs that the stub expected to flush
+	CPUsSeen          uint32 // CPUs that should have been flushed: those that the stub knew, or that left registers if these are more
 	CopyBytes         uint64
 	CopyNanos         uint64     // how long the copy took, in nanoseconds
 	CoreHeader        phys.Range // where the ELF core header lies

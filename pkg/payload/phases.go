@@ -18,7 +18,7 @@ const (
 	placeLimit = 2 * time.Minute // the kernel, and small initrds
 
 	copyRate = 16 * phys.MiB // bytes a second
-	scanRate = phys.GiB
+	scanRate = 64 * phys.MiB
 	diskRate = phys.MiB
 )
 

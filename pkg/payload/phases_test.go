@@ -35,7 +35,7 @@ func TestPhases(t *testing.T) {
 	}
 	r := c.run()
 	copied := 3*time.Minute + time.Duration((c.p.Boot.Size()+16*mib-1)/(16*mib))*time.Second
-	capture := []string{"plan 3m0s", "copy " + copied.String(), "dump 3m1s", "disks 5m0s", "place 2m0s", "place 2m5s", "start 3m0s"}
+	capture := []string{"plan 3m0s", "copy " + copied.String(), "dump 3m8s", "disks 5m0s", "place 2m0s", "place 2m5s", "start 3m0s"}
 	if diff := cmp.Diff(capture, c.guards); diff != "" || !r.started {
 		t.Errorf("capture boot's deadlines (-want +got):\n%s%s", diff, r.log)
 	}

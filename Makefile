@@ -65,9 +65,10 @@ vmtest: tools ## the crash stories in QEMU, on both architectures, with the trut
 	@for a in amd64 arm64; do $(MAKE) --no-print-directory binaries images ARCH=$$a || exit 1; done
 	$(GO) test -timeout 60m -count=1 -p 1 -parallel 2 -v ./vmtest/...
 
-vmtest-matrix: tools ## three stories with kernels of Debian 12 and 13 and the newest, on both architectures (18 runs)
+vmtest-matrix: tools ## three stories with kernels of Debian 12 and 13 and the newest, on both architectures (18 runs), and the long story kdump
 	@for a in amd64 arm64; do $(MAKE) --no-print-directory binaries images ARCH=$$a || exit 1; done
 	$(GO) run ./vmtest/warmlab matrix
+	$(GO) run ./vmtest/warmlab run --story kdump --out build/matrix/kdump
 
 vmtest-all: vmtest vmtest-matrix ## every story, with every firmware and all kernels
 

@@ -22,6 +22,9 @@ type Story struct {
 	Arches  []string // those that it is for; all if empty
 	Run     func(*Lab) error
 
+	// Long keeps a story that takes more than some minutes out of `make vmtest`;
+	// `make vmtest-matrix` tells it.
+	Long bool
 	// SaveTwice saves a dump as users do, with most pages left out, beside
 	// the one of all pages, and compares both.
 	SaveTwice bool
@@ -178,6 +181,7 @@ var Stories = []Story{
 		Default: Options{Memory: 2 * gib, CPUs: 2},
 		Arches:  []string{"amd64"},
 		Run:     (*Lab).kdump,
+		Long:    true,
 	},
 }
 

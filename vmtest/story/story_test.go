@@ -11,7 +11,8 @@ import (
 	"github.com/warmcore/warmcore/vmtest/machine"
 )
 
-// TestStories runs every story on each architecture that it is for. It runs in
+// TestStories runs every story but the long ones on each architecture that it is
+// for. It runs in
 // the module's root, as warmlab does, and leaves reports and logs in
 // build/vmtest/ARCH/STORY.
 func TestStories(t *testing.T) {
@@ -25,7 +26,7 @@ func TestStories(t *testing.T) {
 	for _, b := range boards {
 		t.Run(b.Name, func(t *testing.T) {
 			for _, s := range Stories {
-				if s.on(b.Name) {
+				if s.on(b.Name) && !s.Long {
 					t.Run(s.Name, func(t *testing.T) {
 						t.Parallel() // make vmtest bounds how many
 						tell(t, root, b, s)

@@ -11,11 +11,19 @@ import (
 
 // leaveWord tells the payload that arming was refused for a reason that lasts,
 // so that it leaves the next boot to kdump. Memory that is in use where it
-// should not be is no such reason: the next boot has it otherwise.
+// should not be is no such reason: the next boot has it otherwise. What a boot
+// refuses later than at its start isn't either: kexec_load may have been
+// disabled meanwhile, as sysctl.d does, and always is in a capture boot.
 func (x *session) leaveWord(err error) {
 	var r *outcome.Refusal
 	var t *transient
-	if !errors.As(err, &r) || errors.As(err, &t) || x.block.State == registration.Armed {
+	if !errors.As(err, &r) || errors.As(err, &t) {
+		return
+	}
+	switch state := x.block.State; {
+	case state == registration.Prearmed || state == registration.Empty:
+	case state == registration.Disarmed && !x.Settings().Arm:
+	default:
 		return
 	}
 	if word := registration.Text(r.What, registration.MaxRefused); word != x.block.Refused {

@@ -60,3 +60,33 @@ func TestArmTakesWordBack(t *testing.T) {
 		t.Errorf("refused %q in state %v", b.Refused, b.State)
 	}
 }
+
+// A reason that the next boot's first arm may not see leaves no word.
+func TestNoWord(t *testing.T) {
+	disabled := func(m *testMachine) *testMachine {
+		m.file("proc/sys/kernel/kexec_load_disabled", "1\n")
+		return m
+	}
+	disarmed := plainBoot(t)
+	if err := disarmed.Disarm(); err != nil {
+		t.Fatal(err)
+	}
+	released := captureBoot(t)
+	if _, err := released.Release(true); err != nil {
+		t.Fatal(err)
+	}
+	for name, m := range map[string]*testMachine{"disarmed": disabled(disarmed), "after a release": disabled(released)} {
+		_, err := m.Arm()
+		wantRefusal(t, err, "kexec_load_disabled is set")
+		if got := m.block().Refused; got != "" {
+			t.Errorf("%s: the payload is told %q", name, got)
+		}
+	}
+	disarmed.file("etc/warmcore.conf", "arm=no\n")
+	disarmed.file("proc/sys/kernel/kexec_load_disabled", "0\n")
+	_, err := disarmed.Arm()
+	wantRefusal(t, err, "arm=no")
+	if got := disarmed.block().Refused; got == "" {
+		t.Error("arm=no: the payload isn't told")
+	}
+}

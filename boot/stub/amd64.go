@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/warmcore/warmcore/boot/identmap"
+	"github.com/warmcore/warmcore/pkg/acpi"
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
@@ -181,4 +182,20 @@ func (r ResetRegister) check() error {
 		return fmt.Errorf("memory %#x: not mapped, beyond 4 GiB", r.Address)
 	}
 	return nil
+}
+
+// FADTReset returns the reset register that the FADT names, or none.
+func FADTReset(f acpi.FADT) ResetRegister {
+	r := f.Reset
+	// What the stub doesn't reach must not keep the machine from being armed:
+	// it has other ways to reset.
+	switch {
+	case r == nil:
+		return ResetRegister{}
+	case r.Space == acpi.SpaceIO && r.Address < 1<<16:
+		return ResetRegister{Space: SpaceIO, Address: r.Address, Value: f.ResetValue}
+	case r.Space == acpi.SpaceMemory && r.Address < 4*phys.GiB:
+		return ResetRegister{Space: SpaceMemory, Address: r.Address, Value: f.ResetValue}
+	}
+	return ResetRegister{}
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/warmcore/warmcore/boot/boottest"
+	"github.com/warmcore/warmcore/pkg/acpi"
+	"github.com/warmcore/warmcore/pkg/phys"
 )
 
 // valid returns parameters that Build takes; each test changes one.
@@ -218,4 +220,28 @@ func ids(n int) []uint32 {
 		s[i] = uint32(i)
 	}
 	return s
+}
+
+func TestFADTReset(t *testing.T) {
+	fadt := func(space uint8, address uint64) acpi.FADT {
+		return acpi.FADT{Reset: &acpi.Address{Space: space, Address: address}, ResetValue: 6}
+	}
+	for _, tc := range []struct {
+		name string
+		fadt acpi.FADT
+		want ResetRegister
+	}{
+		{"I/O", fadt(acpi.SpaceIO, 0xcf9), ResetRegister{Space: SpaceIO, Address: 0xcf9, Value: 6}},
+		{"memory", fadt(acpi.SpaceMemory, 0xfed00000), ResetRegister{Space: SpaceMemory, Address: 0xfed00000, Value: 6}},
+		{"none", acpi.FADT{ResetValue: 6}, ResetRegister{}},
+		{"PCI", fadt(2, 0xcf9), ResetRegister{}},
+		{"memory above 4 GiB", fadt(acpi.SpaceMemory, 4*phys.GiB), ResetRegister{}},
+		{"port too large", fadt(acpi.SpaceIO, 1<<16), ResetRegister{}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, FADTReset(tc.fadt)); diff != "" {
+				t.Errorf("reset register (-want +got):\n%s", diff)
+			}
+		})
+	}
 }

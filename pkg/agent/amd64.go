@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"github.com/warmcore/warmcore/boot/stub"
-	"github.com/warmcore/warmcore/pkg/acpi"
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/memmap"
 	"github.com/warmcore/warmcore/pkg/phys"
@@ -61,7 +60,7 @@ func (s *System) amd64() (m amd64, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log().Warn("the stub resets without ACPI's reset register", "err", err)
 	}
-	m.reset = resetRegister(fadt)
+	m.reset = stub.FADTReset(fadt)
 	return m, nil
 }
 
@@ -86,20 +85,4 @@ func (s *System) lowPage() (uint64, error) {
 		return 0, refuse("report it with /sys/firmware/memmap", "there is no RAM below 640 KiB in which the stub can start the other CPUs")
 	}
 	return low[0].Start, nil
-}
-
-// resetRegister returns the reset register that the FADT names, or none.
-func resetRegister(f acpi.FADT) stub.ResetRegister {
-	r := f.Reset
-	// What the stub doesn't reach must not keep the machine from being armed:
-	// it has other ways to reset.
-	switch {
-	case r == nil:
-		return stub.ResetRegister{}
-	case r.Space == acpi.SpaceIO && r.Address < 1<<16:
-		return stub.ResetRegister{Space: stub.SpaceIO, Address: r.Address, Value: f.ResetValue}
-	case r.Space == acpi.SpaceMemory && r.Address < 4*phys.GiB:
-		return stub.ResetRegister{Space: stub.SpaceMemory, Address: r.Address, Value: f.ResetValue}
-	}
-	return stub.ResetRegister{}
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/warmcore/warmcore/boot/stub"
-	"github.com/warmcore/warmcore/pkg/acpi"
 	"github.com/warmcore/warmcore/pkg/kernelmap"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/registration"
@@ -301,30 +300,6 @@ func TestLowPage(t *testing.T) {
 			m.file("sys/firmware/memmap/0/end", tc.end+"\n")
 			if got, err := m.lowPage(); got != tc.want || err != nil {
 				t.Errorf("lowPage() = %#x, %v; want %#x", got, err, tc.want)
-			}
-		})
-	}
-}
-
-func TestResetRegister(t *testing.T) {
-	fadt := func(space uint8, address uint64) acpi.FADT {
-		return acpi.FADT{Reset: &acpi.Address{Space: space, Address: address}, ResetValue: 6}
-	}
-	for _, tc := range []struct {
-		name string
-		fadt acpi.FADT
-		want stub.ResetRegister
-	}{
-		{"I/O", fadt(acpi.SpaceIO, 0xcf9), stub.ResetRegister{Space: stub.SpaceIO, Address: 0xcf9, Value: 6}},
-		{"memory", fadt(acpi.SpaceMemory, 0xfed00000), stub.ResetRegister{Space: stub.SpaceMemory, Address: 0xfed00000, Value: 6}},
-		{"none", acpi.FADT{ResetValue: 6}, stub.ResetRegister{}},
-		{"PCI", fadt(2, 0xcf9), stub.ResetRegister{}},
-		{"memory above 4 GiB", fadt(acpi.SpaceMemory, 4*phys.GiB), stub.ResetRegister{}},
-		{"port too large", fadt(acpi.SpaceIO, 1<<16), stub.ResetRegister{}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			if diff := cmp.Diff(tc.want, resetRegister(tc.fadt)); diff != "" {
-				t.Errorf("reset register (-want +got):\n%s", diff)
 			}
 		})
 	}

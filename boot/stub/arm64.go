@@ -14,8 +14,8 @@ const (
 	// kernel has that loads it.
 	ARM64Size = 0x1_0000
 
-	// ARM64NotListed is the number of a CPU that crashed and isn't listed.
-	ARM64NotListed = 0xffff_ffff
+	// arm64NotListed is the number of a CPU that crashed and isn't listed.
+	arm64NotListed = 0xffff_ffff
 
 	arm64AddressTop = 1 << 48 // end of the addresses that every arm64 CPU on which Linux runs can use
 

@@ -114,7 +114,7 @@ func TestIntegrationARM64(t *testing.T) {
 			m.Crash, p.CPUs = 3, []uint64{2, 3, 1}
 		}, record{CPU: 1, Expected: 3, Flushed: 3, Bitmap: bitmap(0b0111)}},
 		{"not listed", func(m *boottest.ARM64Machine, p *ARM64Params) { m.Crash, p.CPUs = 1, []uint64{0, 2} },
-			record{CPU: ARM64NotListed, Expected: 3, Flushed: 3, Bitmap: bitmap(0b0011)}},
+			record{CPU: arm64NotListed, Expected: 3, Flushed: 3, Bitmap: bitmap(0b0011)}},
 		{"CPU that doesn't go off", func(m *boottest.ARM64Machine, p *ARM64Params) { m.Parked = 0b0010 },
 			record{Expected: 4, Flushed: 3, Bitmap: bitmap(0b1101)}},
 		{"none goes off", func(m *boottest.ARM64Machine, p *ARM64Params) { m.Parked, m.EL2 = 0b1110, true },
@@ -128,7 +128,7 @@ func TestIntegrationARM64(t *testing.T) {
 				p.CPUs[i] = uint64(i) + 0x100
 			}
 			p.CPUs[255], p.CPUs[256] = 1, 2
-		}, record{CPU: ARM64NotListed, Expected: 258, Flushed: 3, Bitmap: [32]byte{31: 0x80}}},
+		}, record{CPU: arm64NotListed, Expected: 258, Flushed: 3, Bitmap: [32]byte{31: 0x80}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

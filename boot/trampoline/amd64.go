@@ -13,7 +13,7 @@ import (
 const (
 	MinMapTop    = 4 * phys.GiB    // least end of the map
 	MaxMapTop    = identmap.MaxTop // largest end of the map: 512 GiB
-	AMD64MaxSize = offTables + identmap.PD + (MaxMapTop/phys.GiB)*phys.PageSize
+	amd64MaxSize = offTables + identmap.PD + (MaxMapTop/phys.GiB)*phys.PageSize
 )
 
 // Offsets in the image; trampoline.S has the same.

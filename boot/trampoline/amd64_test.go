@@ -88,7 +88,7 @@ func TestBuildAMD64Limits(t *testing.T) {
 	}{
 		{"as it is", func(*AMD64Params) {}, basicSize, ""},
 		{"no top", func(p *AMD64Params) { p.MapTop = 0 }, basicSize, ""},
-		{"largest map", func(p *AMD64Params) { p.MapTop = MaxMapTop }, int(AMD64MaxSize), ""},
+		{"largest map", func(p *AMD64Params) { p.MapTop = MaxMapTop }, int(amd64MaxSize), ""},
 		{"highest base", func(p *AMD64Params) { p.Base = 4*phys.GiB - basicSize }, basicSize, ""},
 		{"highest boot_params", func(p *AMD64Params) { p.BootParams = 4*phys.GiB - 0x1000 }, basicSize, ""},
 		{"entry behind the image", func(p *AMD64Params) { p.Entry = p.Base + basicSize }, basicSize, ""},

@@ -106,29 +106,6 @@ func (n *Node) clone() *Node {
 	return c
 }
 
-// Phandle returns the first node with this phandle, nil for none.
-func (t *Tree) Phandle(id uint32) *Node {
-	if t.Root == nil {
-		return nil
-	}
-	return t.Root.phandle(id, MaxDepth)
-}
-
-func (n *Node) phandle(id uint32, depth int) *Node {
-	if depth == 0 {
-		return nil
-	}
-	if v, ok := n.Uint32("phandle"); ok && v == id {
-		return n
-	}
-	for _, c := range n.Children {
-		if found := c.phandle(id, depth-1); found != nil {
-			return found
-		}
-	}
-	return nil
-}
-
 // Child returns the child of that full name, nil if there is none.
 func (n *Node) Child(name string) *Node {
 	for _, c := range n.Children {

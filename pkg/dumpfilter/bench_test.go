@@ -83,13 +83,3 @@ func benchmarkDrop(b *testing.B, level dumpfilter.Level, workers int) {
 func BenchmarkDrop31(b *testing.B)           { benchmarkDrop(b, 31, 1) }
 func BenchmarkDrop31TwoWorkers(b *testing.B) { benchmarkDrop(b, 31, 2) }
 func BenchmarkDrop0(b *testing.B)            { benchmarkDrop(b, 0, 1) }
-
-func BenchmarkIsZero(b *testing.B) {
-	page := make([]byte, phys.PageSize)
-	b.SetBytes(int64(len(page)))
-	for b.Loop() {
-		if !dumpfilter.IsZero(page) {
-			b.Fatal("not zero")
-		}
-	}
-}

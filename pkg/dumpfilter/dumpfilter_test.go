@@ -390,25 +390,6 @@ func TestArguments(t *testing.T) {
 	}
 }
 
-func TestIsZero(t *testing.T) {
-	b := make([]byte, 64<<10+3)
-	for _, n := range []int{0, 1, 4095, 4096, 4097, 8192, 64 << 10, len(b)} {
-		if !dumpfilter.IsZero(b[:n]) {
-			t.Errorf("%d zeroes are not zero", n)
-		}
-		for _, i := range []int{0, 1, 8, n / 2, n - 4097, n - 4096, n - 9, n - 1} {
-			if i < 0 || i >= n {
-				continue
-			}
-			b[i] = 1
-			if dumpfilter.IsZero(b[:n]) {
-				t.Errorf("byte %d of %d is 1, and all is zero", i, n)
-			}
-			b[i] = 0
-		}
-	}
-}
-
 func ones(dst []uint64) (n uint64) {
 	for _, w := range dst {
 		n += uint64(bits.OnesCount64(w))

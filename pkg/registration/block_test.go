@@ -327,7 +327,7 @@ func TestLayout(t *testing.T) {
 		{Start: registration.CopyBOff, End: registration.CopyBOff + registration.CopySize},
 		{Start: registration.RecordOff, End: registration.RecordOff + registration.RecordSize},
 		{Start: registration.LogOff, End: registration.LogOff + 2*registration.LogSlotSize},
-		{Start: registration.CoreHeaderOff, End: registration.CoreHeaderOff + registration.CoreHeaderSize},
+		{Start: registration.CoreHeaderOff, End: registration.SizeMin},
 	}
 	for i := 1; i < len(areas); i++ {
 		if areas[i].Start < areas[i-1].End {

@@ -43,7 +43,7 @@ func TestProgress(t *testing.T) {
 	if err != nil || got != progress {
 		t.Errorf("decoded %+v, %v; want %+v", got, err, progress)
 	}
-	if end := uint64(registration.ProgressOff + registration.ProgressSize); registration.ProgressOff < registration.RecordOff+registration.RecordSize || end > registration.LogOff {
+	if end := uint64(registration.ProgressOff + registration.ProgressLen); registration.ProgressOff < registration.RecordOff+registration.RecordSize || end > registration.LogOff {
 		t.Error("the record overlaps another part of the handoff area")
 	}
 }

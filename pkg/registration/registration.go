@@ -38,15 +38,10 @@ const (
 	CopiesSize    = CopyBOff + CopySize
 	RecordOff     = 0x020000 // crash record, written by the stub
 	RecordSize    = 0x001000 // reserved for it; the record is RecordLen bytes
-	ProgressOff   = 0x021000 // how far the payload got
-	ProgressSize  = 0x001000 // reserved for it; the record is ProgressLen bytes
+	ProgressOff   = 0x021000 // how far the payload got; a record of ProgressLen bytes
 	LogOff        = 0x030000 // two log slots
 	LogSlotSize   = 0x038000 // of each slot
-	CoreHeaderOff = 0x0C0000 // ELF core header for the capture kernel
-
-	// CoreHeaderSize is the room for the core header in a handoff area of
-	// SizeMin. A larger area has more; see CoreHeaderRange.
-	CoreHeaderSize = SizeMin - CoreHeaderOff
+	CoreHeaderOff = 0x0C0000 // ELF core header for the capture kernel; see CoreHeaderRange
 )
 
 // Caps. A block with every field at its cap still fits into CopySize.

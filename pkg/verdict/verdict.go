@@ -114,7 +114,7 @@ func Decide(s Situation) Decision {
 	case b.State == registration.Prearmed:
 		d.Reason = registration.ReasonEarly
 		d.Why = "reset before the agent had armed: early crash or reset"
-	case s.Record != nil && s.Record.Nonce == b.Identity.Nonce:
+	case s.Record != nil && s.Record.Flags&registration.RecordPanic != 0 && s.Record.Nonce == b.Identity.Nonce:
 		d.Reason = registration.ReasonPanic
 		d.Why = fmt.Sprintf("panic on the CPU with %s %d, caches of %d of %d CPUs flushed", s.Plan.Arch.CPUNumber, s.Record.CPU, s.Record.Flushed, s.Record.Expected)
 	default:

@@ -94,7 +94,7 @@ func armed() Situation {
 }
 
 func record(nonce [16]byte) *registration.Record {
-	return &registration.Record{Nonce: nonce, CPU: 7, Expected: 4, Flushed: 3}
+	return &registration.Record{Nonce: nonce, Flags: registration.RecordPanic, CPU: 7, Expected: 4, Flushed: 3}
 }
 
 // TestDecideStates asks of every state with every kind of crash record, after

@@ -105,20 +105,11 @@ func (a *Arch) apt(ctx context.Context, cache, suite string) ([]string, error) {
 // listsAge is how old lists of our own may be.
 const listsAge = 24 * time.Hour
 
-// Download returns the file of a Debian package in the version that the
-// archive has, as apt's lists know it. A file in cache/debs with the archive's
-// hash isn't downloaded again.
-func (a *Arch) Download(ctx context.Context, cache, pkg string) (string, error) {
-	paths, err := a.DownloadAll(ctx, cache, "", pkg)
-	if err != nil {
-		return "", err
-	}
-	return paths[0], nil
-}
-
-// DownloadAll is Download of several packages, in the order of pkgs, from a
-// release of Debian or, if suite is empty, from the host's. It starts apt
-// once: that takes a second each time.
+// DownloadAll returns the files of Debian packages, in the order of pkgs, in the
+// versions that the archive of a release has, as apt's lists know them; if suite
+// is empty, that of the host's release. A file in cache/debs with the archive's
+// hash isn't downloaded again. All are one call, because apt takes a second to
+// start.
 func (a *Arch) DownloadAll(ctx context.Context, cache, suite string, pkgs ...string) ([]string, error) {
 	apt, err := a.apt(ctx, cache, suite)
 	if err != nil {

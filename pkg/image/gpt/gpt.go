@@ -35,7 +35,6 @@ const (
 // Types of partitions.
 const (
 	LinuxType = "0fc63daf-8483-4772-8e79-3d69d8477de4" // Linux file system
-	ESPType   = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b" // EFI system partition
 )
 
 // Partition is a partition of a disk.

@@ -70,8 +70,8 @@ func (x *session) parts() (p parts, err error) {
 }
 
 // addMemory makes memory blocks, offline, of the memory in want, which the
-// kernel was told to leave alone. Unless the error is a Refusal, there are
-// blocks of what it is not about.
+// kernel was told to leave alone. If the error is a Refusal there are none; else
+// only those that it names are missing.
 func (x *session) addMemory(want phys.Set) error {
 	h := x.hotplug()
 	if release, err := x.running().Text("proc/sys/kernel/osrelease"); err == nil {
@@ -116,12 +116,6 @@ func (x *session) addMemory(want phys.Set) error {
 	return errors.Join(errs...)
 }
 
-// partly says whether addMemory left something to go on with.
-func partly(err error) bool {
-	var r *outcome.Refusal
-	return !errors.As(err, &r)
-}
-
 // Release gives preserved memory, window and destination to the running
 // kernel: the first for everything, the others for user pages only. discard
 // allows it though the dump was not saved. Broken off, it can be done again.
@@ -137,7 +131,6 @@ func (s *System) Release(discard bool) (Moved, error) {
 	if !x.running().CaptureBoot() {
 		return Moved{}, &outcome.Nothing{What: "no memory is kept: this is a plain boot"}
 	}
-	before := x.running().MemTotal()
 	switch state := x.block.State; {
 	case state == registration.Capturing && !discard:
 		return Moved{}, refuse("`warmcore save`, or `warmcore release --discard`", "the dump is not saved")
@@ -159,22 +152,39 @@ func (s *System) Release(discard bool) (Moved, error) {
 	if err := x.hide(); err != nil {
 		return Moved{}, fmt.Errorf("release: %w", err)
 	}
+	return x.give("release", registration.RolePreserved, registration.RoleDestination, registration.RoleWindow)
+}
+
+// give adds the memory of these roles to the running kernel and switches it on.
+// verb is what errors call it. If some memory can't be had, the rest is given.
+func (x *session) give(verb string, roles ...registration.Role) (Moved, error) {
+	before := x.running().MemTotal()
 	defer x.giveBack()
-	added := x.addMemory(x.plan(registration.RolePreserved, registration.RoleDestination, registration.RoleWindow))
-	if !partly(added) {
+	added := x.addMemory(x.plan(roles...))
+	var refusal *outcome.Refusal
+	if errors.As(added, &refusal) {
 		return Moved{}, added
 	}
 	p, err := x.parts()
 	if err != nil {
 		return Moved{}, err
 	}
-	m := x.online("release", p)
-	x.production(&m)
+	all := slices.Contains(roles, registration.RolePreserved)
+	if !all {
+		p.preserved = nil
+		if added == nil && len(p.lendable) > 0 && !slices.ContainsFunc(p.lendable, func(b hotplug.Block) bool { return !b.Movable() }) {
+			return Moved{}, &outcome.Nothing{What: "window and destination are lent already"}
+		}
+	}
+	m := x.online(verb, p)
+	if all {
+		x.production(&m)
+	}
 	m.MemTotalKiB = [2]uint64{before, x.running().MemTotal()}
 	if added != nil {
-		return m, fmt.Errorf("release: %w", added)
+		return m, fmt.Errorf("%s: %w", verb, added)
 	}
-	return m, m.unmoved("release", "left", len(p.preserved)+len(p.lendable))
+	return m, m.unmoved(verb, "left", len(p.preserved)+len(p.lendable))
 }
 
 // giveBack gives memory that is not the payload's, such as CXL, back to the policy
@@ -250,30 +260,10 @@ func (s *System) Lend() (Moved, error) {
 				"the destination holds part of the dump (state %v)", x.block.State)
 		}
 	}
-	before := x.running().MemTotal()
-	lendable := x.plan(registration.RoleWindow, registration.RoleDestination)
-	if len(lendable) == 0 {
+	if len(x.plan(registration.RoleWindow, registration.RoleDestination)) == 0 {
 		return Moved{}, &outcome.Nothing{What: "there is nothing to lend: the payload planned no destination"}
 	}
-	defer x.giveBack()
-	added := x.addMemory(lendable)
-	if !partly(added) {
-		return Moved{}, added
-	}
-	p, err := x.parts()
-	if err != nil {
-		return Moved{}, err
-	}
-	p.preserved = nil
-	if added == nil && len(p.lendable) > 0 && !slices.ContainsFunc(p.lendable, func(b hotplug.Block) bool { return !b.Movable() }) {
-		return Moved{}, &outcome.Nothing{What: "window and destination are lent already"}
-	}
-	m := x.online("lend", p)
-	m.MemTotalKiB = [2]uint64{before, x.running().MemTotal()}
-	if added != nil {
-		return m, fmt.Errorf("lend: %w", added)
-	}
-	return m, m.unmoved("lend", "left", len(p.lendable))
+	return x.give("lend", registration.RoleWindow, registration.RoleDestination)
 }
 
 // Reclaim takes window and destination back from user pages. Blocks whose

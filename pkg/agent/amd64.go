@@ -65,7 +65,7 @@ func (s *System) amd64() (m amd64, err error) {
 }
 
 // usualLowPage is RAM on every PC, below what boot loaders and firmware leave
-// behind, and not where Linux puts its own trampoline, at the top.
+// after it, and not where Linux puts its own trampoline, at the top.
 const usualLowPage = 0x8000
 
 // lowPage chooses the page in which the stub starts the other CPUs. When it

@@ -19,7 +19,7 @@ type machine interface {
 	check(x *session) error
 }
 
-// stubArea is what memory a stub can be loaded into, in bytes.
+// stubArea is the memory that a stub can be loaded into, in bytes.
 type stubArea struct {
 	size, align uint64
 	top         uint64 // it must end at or below

@@ -109,7 +109,7 @@ type job struct {
 	sampler sampler
 }
 
-// written is what came of writing a dump.
+// written is the result of writing a dump.
 type written struct {
 	dump     manifest.Dump
 	files    []manifest.File
@@ -275,7 +275,7 @@ func (e *stoppedError) Unwrap() error { return e.cause }
 
 // failed explains an error of writing. With a full disk it makes room: a part
 // of a dump is worth less than that the system can run. What was stopped leaves
-// nothing either, for without its headers a part of a dump is no dump.
+// nothing either: without its headers, a part of a dump is worth nothing.
 func (j *job) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return &stoppedError{context.Cause(ctx), j.to.Abort()}

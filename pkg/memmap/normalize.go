@@ -81,6 +81,6 @@ func strongest(active map[layer]int) Kind {
 	return s.kind
 }
 
-// mergeable is false for kinds of which each entry may be a separate device,
-// with its own NUMA node (e820_nomerge).
+// mergeable is false for kinds whose entries may each be a separate device, with
+// a NUMA node of its own (e820_nomerge).
 func mergeable(k Kind) bool { return k != PRAM && k != SoftReserved }

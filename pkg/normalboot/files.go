@@ -24,7 +24,7 @@ type File struct {
 // NewFile returns a file that is read from at; path is its name in messages.
 func NewFile(path string, at io.ReaderAt) File { return File{Path: path, at: at} }
 
-// Exists says whether the entry names such a file at all.
+// Exists says whether the entry names this file.
 func (f File) Exists() bool { return f.at != nil }
 
 // ReadAt reads the file.
@@ -33,8 +33,8 @@ func (f File) ReadAt(p []byte, off int64) (int, error) { return f.at.ReadAt(p, o
 // sized is a reader that knows its size.
 type sized interface{ size() (int64, error) }
 
-// Size is the size in bytes. Of a reader that doesn't know it, it is found by
-// asking for the last byte that can be read. It is capped.
+// Size returns the size in bytes. If the reader doesn't know it, Size searches for
+// the last byte that can be read. It is capped.
 func (f File) Size(most int64) (int64, error) {
 	var n int64
 	if s, ok := f.at.(sized); ok {
@@ -140,9 +140,9 @@ func (j joined) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// A folder is a file system: links lead nowhere out of it, absolute
-// ones begin at its top, and only folders and regular files can be opened. A
-// named pipe on a disk would hold the machine up for ever.
+// A folder is a file system below a directory. No link leads out of it, absolute
+// ones begin at its top, and only directories and regular files can be opened: a
+// named pipe on a disk would make the payload wait for ever.
 type folder string
 
 const maxLinks = 40 // MAXSYMLINKS of the kernel
@@ -204,7 +204,7 @@ func (t folder) resolve(name string) (string, error) {
 	return at, nil
 }
 
-// layers is several file systems, in which a name is looked for in turn.
+// layers looks for a name in several file systems, one after the other.
 type layers []fs.FS
 
 // Open opens the first file of that name.

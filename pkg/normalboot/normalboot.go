@@ -1,10 +1,11 @@
 //go:build linux
 
-// Package normalboot finds the normal kernel on local disks: the entries that
-// the machine's own boot loader has, the one first that it would start.
+// Package normalboot finds the normal kernel on local disks. It returns the
+// entries of the machine's own boot loader; the first is the one that the loader
+// would start.
 //
-// What loaders are understood, and why with parsers of our own, is in
-// pkg/bootconfig. Of u-root only the mount calls are used. Where a file system
+// pkg/bootconfig has the parsers, and says which loaders are understood and why
+// the parsers are our own. Of u-root only the mount calls are used. Where a file system
 // has configurations of two loaders, this one comes first:
 //
 //  1. GRUB's, if its script shows BootLoaderSpec entries itself (blscfg);
@@ -14,11 +15,11 @@
 //  4. GRUB's;
 //  5. BootLoaderSpec's and extlinux.conf.
 //
-// Those of the others follow, as fall-backs. File systems are taken in the
+// The entries of the others follow, as fall-backs. File systems are taken in the
 // order of their devices' names.
 //
-// Entries that would start this payload again are left out: under GRUB the
-// payload is the default entry itself.
+// Entries that would start this payload again are left out: where GRUB starts
+// the payload, it is the default entry.
 //
 // It never writes to a disk: file systems are mounted read-only and without
 // journal replay, because a machine that crashed left its journal for the
@@ -60,8 +61,8 @@ type Entry struct {
 	// DeviceTree is the path of the device tree that the entry names; "" for
 	// none.
 	DeviceTree string
-	// FileSystem and Label are of the file system that the kernel is on; ""
-	// if that isn't known.
+	// FileSystem and Label are UUID and label of the file system that has the
+	// kernel; "" if not known.
 	FileSystem, Label string
 	// Once is not empty if the loader would start the entry in one boot only;
 	// it names that request (see bootconfig.Entry).
@@ -88,7 +89,7 @@ var fileSystems = []struct{ name, options string }{
 
 // Options is how to look at the disks.
 type Options struct {
-	// Used says of an entry for one boot whether it has had that boot.
+	// Used says whether an entry that is for one boot only has had that boot.
 	Used func(once string) bool
 	// First is the UUID of a file system on which to look before all others;
 	// if entries are there, nothing else is mounted.
@@ -124,7 +125,7 @@ func Scan(dir string, log *slog.Logger, o Options) (*Disks, error) {
 	}, patience), nil
 }
 
-// access is what came of looking at a disk.
+// access is the result of looking at a disk.
 type access struct {
 	info   superblock.Info
 	points []*mount.MountPoint
@@ -203,8 +204,8 @@ func mountReadOnly(dev, at string) (points []*mount.MountPoint, why string) {
 	return nil, "no file system that this payload knows"
 }
 
-// mountDefault mounts the default subvolume of a btrfs that is mounted at
-// top, if it is another one than the top.
+// mountDefault mounts the default subvolume of the btrfs that is mounted at top,
+// unless the top itself is the default.
 func mountDefault(dev, top string) []*mount.MountPoint {
 	at := top + defaultSuffix
 	if err := os.MkdirAll(at, 0o700); err != nil {
@@ -223,11 +224,11 @@ func mountDefault(dev, top string) []*mount.MountPoint {
 	return []*mount.MountPoint{point}
 }
 
-// image is an entry with what its paths mean.
+// image is an entry with the file system in which its paths are looked up.
 type image struct {
 	bootconfig.Entry
 	files func(device string) fs.FS
-	// where is a name for files, the same for the same file system.
+	// where names that file system: equal names mean the same one.
 	where func(device string) string
 	all   []*volume
 }
@@ -387,8 +388,8 @@ func environment(files fs.FS) map[string]string {
 	return nil
 }
 
-// grubNames are the GRUB configurations that are there, the first to be tried
-// first.
+// grubNames returns the paths of the GRUB configurations that exist, in the order
+// in which to try them.
 func grubNames(files fs.FS) (names []string) {
 	all := []string{"boot/grub/grub.cfg", "grub/grub.cfg", "grub2/grub.cfg", "boot/grub2/grub.cfg"}
 	if efi, err := fs.Glob(files, "EFI/*/grub.cfg"); err == nil {
@@ -407,9 +408,9 @@ func exists(files fs.FS, name string) bool {
 	return err == nil
 }
 
-// inBoot is a path of a BootLoaderSpec entry as it is on this file system: if
-// /boot is a folder on it, and not a file system of its own, paths may have it
-// or not.
+// inBoot returns a BootLoaderSpec entry's path as it is on this file system: if
+// /boot is a folder of it and not a file system of its own, the entry's path may
+// begin with /boot or not.
 func inBoot(files fs.FS, name string) string {
 	if !exists(files, bootconfig.Clean(name)) && exists(files, bootconfig.Clean("/boot"+name)) {
 		return "/boot" + name
@@ -441,7 +442,7 @@ func (i image) part(p bootconfig.Path, s *uki.Section) *lazy {
 }
 
 // isLinux says whether an EFI program is a Linux kernel or a unified image with
-// one, of which it reads the command line.
+// one. It sets the entry's command line to that in a unified image.
 func isLinux(files fs.FS, e *bootconfig.Entry) bool {
 	f, at, err := openAt(files, e.Kernel.Name)
 	if err != nil {
@@ -497,8 +498,8 @@ func leaveOutPayload(images []image, own *volume, log *slog.Logger) (normal []im
 	return normal, left
 }
 
-// payloadParameter finds what only a payload has on its command line: its own
-// parameters, or memory confined to a window. A kernel with memmap=exactmap
+// payloadParameter finds a parameter that only a payload's command line has: one
+// of its own, or memory confined to a window. A kernel with memmap=exactmap
 // could not be booted with the plan's memory map either.
 func payloadParameter(line string) string {
 	for _, p := range cmdline.Parse(line).Params {
@@ -513,9 +514,9 @@ func payloadParameter(line string) string {
 // (boot/kernel/common.config).
 const payloadRelease = "-warmcore"
 
-// payloadKernel is the kernel's release, if that is a payload's. Only x86
-// kernels have it where it is cheap to find; payload.Payload refuses the others
-// when it has read them.
+// payloadKernel returns the kernel's release if it is a payload's. Only x86 kernels
+// have it where it is quick to find; payload.Payload refuses the others when it
+// has read them.
 func (i image) payloadKernel() string {
 	f, at, err := openAt(i.files(i.Kernel.Device), i.Kernel.Name)
 	if err != nil {
@@ -548,8 +549,8 @@ func IsPayload(version string) bool {
 	return strings.Contains(release, payloadRelease)
 }
 
-// entry makes an entry of what parse found; its files are opened when they are
-// read.
+// entry makes an Entry of an image that parse found. Its files are opened when they
+// are first read.
 func entry(i image, _ string) (Entry, bool) {
 	if i.Kernel.Name == "" {
 		return Entry{}, false

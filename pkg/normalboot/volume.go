@@ -26,7 +26,7 @@ type device struct {
 
 func (d device) path() string { return filepath.Join("/dev", d.name) }
 
-// listDevices finds what isn't empty below /sys/class/block.
+// listDevices lists the disks and partitions below /sys/class/block that aren't empty.
 func listDevices() ([]device, error) {
 	const class = "/sys/class/block"
 	names, err := os.ReadDir(class)
@@ -55,8 +55,8 @@ func listDevices() ([]device, error) {
 type volume struct {
 	device
 	point *mount.MountPoint
-	// chosen is btrfs' default subvolume, mounted as well, where that is not
-	// the top of the file system; else "".
+	// chosen is where the default subvolume of a btrfs is mounted; "" if that
+	// is the top of the file system.
 	chosen string
 }
 
@@ -64,7 +64,7 @@ type volume struct {
 // default subvolume.
 const defaultSuffix = ".default"
 
-// volumes are what is mounted, with what is known of the devices.
+// volumes returns the mounted file systems, each with its device.
 func volumes(points []*mount.MountPoint, devices []device) (all []*volume) {
 	for _, p := range points {
 		if base, ok := strings.CutSuffix(p.Path, defaultSuffix); ok {
@@ -86,7 +86,7 @@ func volumes(points []*mount.MountPoint, devices []device) (all []*volume) {
 	return all
 }
 
-// top is the whole file system, then, in btrfs, its default subvolume.
+// top returns the whole file system, and after it the default subvolume of a btrfs.
 func (v *volume) top() fs.FS {
 	if v.chosen == "" {
 		return folder(v.point.Path)
@@ -101,12 +101,13 @@ type root struct {
 	prefix string
 }
 
-// maxSubvolumes is how many of btrfs' subvolumes are looked at. Snapshots lie
-// deeper than the first level.
+// maxSubvolumes caps the subvolumes that are looked at. All are of the first
+// level; snapshots lie deeper.
 const maxSubvolumes = 64
 
-// roots are where boot configurations may be: the file system's top, and in
-// btrfs its default subvolume before, and those in the first level after it.
+// roots returns the folders that may have boot configurations: in a btrfs its
+// default subvolume, then the file system's top, then the subvolumes in the first
+// level.
 func (v *volume) roots() []root {
 	all := []root{{folder(v.point.Path), ""}}
 	if v.point.FSType != "btrfs" {
@@ -127,8 +128,8 @@ func (v *volume) roots() []root {
 	return all
 }
 
-// snapshots are the roots of openSUSE's snapshots, the newest first: one of
-// them is the default subvolume, which may not be known.
+// snapshots returns the roots of openSUSE's snapshots, the newest first. One of
+// them is the default subvolume, but which one may not be known.
 func (v *volume) snapshots() (all []root) {
 	if v.point.FSType != "btrfs" {
 		return nil
@@ -158,8 +159,8 @@ type grubMachine struct {
 	all []*volume
 }
 
-// files is what paths of the configuration's own file system mean: on btrfs
-// GRUB counts them from the top, but openSUSE's from the default subvolume.
+// files returns the tree in which the configuration's own paths are looked up. On
+// btrfs GRUB's begin at the top, but openSUSE's at the default subvolume.
 func (m grubMachine) files() fs.FS {
 	if m.sub.prefix == "" && m.sub.files != nil {
 		return layers{m.sub.files, m.own.top()}
@@ -170,9 +171,9 @@ func (m grubMachine) files() fs.FS {
 	return m.own.top()
 }
 
-// FS is a device's file system. GRUB's number of a disk says nothing here: of
-// a name such as hd1,gpt2 the partition counts, on the configuration's own
-// disk first, and a file is looked for on each that it may be.
+// FS returns a device's file system. GRUB's numbers of disks say nothing here, so
+// of a name such as hd1,gpt2 only the partition counts. It may be on several
+// disks: a file is looked for on each, on the configuration's own disk first.
 func (m grubMachine) FS(name string) fs.FS {
 	if name == "" || name == m.own.name {
 		return m.files()
@@ -201,7 +202,7 @@ func (m grubMachine) FS(name string) fs.FS {
 	return append(append(same, others...), own...)
 }
 
-// Search finds a volume; the configuration's own one comes first.
+// Search finds a volume. The configuration's own volume is tried first.
 func (m grubMachine) Search(by grub.By, value string, hints []string) (string, bool) {
 	order := []*volume{m.own}
 	for _, v := range m.all {
@@ -237,7 +238,7 @@ func (m grubMachine) Search(by grub.By, value string, hints []string) (string, b
 	return "", false
 }
 
-// Probe tells what a volume is called.
+// Probe returns a property of a volume, such as its UUID.
 func (m grubMachine) Probe(name string, what grub.By) string {
 	for _, v := range append([]*volume{m.own}, m.all...) {
 		if name != "" && name != v.name {

@@ -41,9 +41,9 @@ func (linuxARM64) deviceTree() *devicetree.Tree {
 func (linuxARM64) rsdp(*Linux, Memory) uint64 { return 0 }
 
 // readTree reads the kernel's copy of the tree, in /sys/firmware. It is
-// missing where the kernel finds it changed (of_fdt_raw_init in
-// drivers/of/fdt.c, v6.12); then the warning says what is not in the tree that
-// the kernel has made of it.
+// missing if the kernel found that the tree had changed (of_fdt_raw_init in
+// drivers/of/fdt.c, v6.12). Then the tree is read from the kernel's unpacked
+// one, and the warning says what that lacks.
 func readTree(firmware fs.FS) (tree *devicetree.Tree, warning string, err error) {
 	b, err := fs.ReadFile(firmware, "fdt")
 	if err != nil {

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// maxKernel bounds what is read into the payload's own memory.
+	// maxKernel caps a kernel image, which is read into the payload's own memory.
 	maxKernel = 64 << 20
-	// maxInitrd bounds the initrd, which is written to its place piece by
+	// maxInitrd caps the initrd, which is copied to its place piece by
 	// piece.
 	maxInitrd = 4 << 30
 	// initrdPiece is one of those pieces.
@@ -162,8 +162,8 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux, booted regis
 		}
 	}
 	if err := p.store(b); err != nil {
-		// A title or command line that the format doesn't take is no reason
-		// to be without a dump.
+		// If the format can't hold the title or command line, the dump is
+		// still worth having.
 		b.Kernel, b.Booted = registration.Kernel{}, registration.Booted{}
 		if err := p.store(b); err != nil {
 			return err
@@ -184,8 +184,8 @@ func (p *Payload) bootUnplanned(e normalboot.Entry, l segments.Linux) error {
 	return p.bootWhole(e, l, "without dumps", p.forget)
 }
 
-// bootWhole starts an entry with all of memory; before is called with the
-// payload's own before any of the rest is written. kind is for the log.
+// bootWhole starts an entry with all of memory. It calls before, with the
+// payload's own memory, before it writes to any other memory. kind is for the log.
 func (p *Payload) bootWhole(e normalboot.Entry, l segments.Linux, kind string, before func(own phys.Set) error) error {
 	l.Allowed = l.Map.Set(memmap.RAM).Minus(phys.NewSet(p.sys.Arch().Low, p.opts.Handoff))
 	entry, load, err := p.placeUnplanned(e, l, before)
@@ -227,8 +227,8 @@ func (p *Payload) placeUnplanned(e normalboot.Entry, l segments.Linux, before fu
 	return img.Trampoline.Range.Start, []phys.Segment{img.Trampoline}, nil
 }
 
-// forget drops the registration: after a boot without a plan, memory is no
-// dump, and a later reset must not take it for one.
+// forget removes the registration. After a boot without a plan memory is not
+// preserved, and a later reset must not take it for a dump.
 func (p *Payload) forget(own phys.Set) error {
 	h := p.opts.Handoff
 	if !p.firmware.Set(memmap.RAM).Minus(own).Contains(h) || h.Size() < registration.CopiesSize {
@@ -268,9 +268,9 @@ func (p *Payload) loadWhole(e normalboot.Entry, l segments.Linux) (entry uint64,
 	return img.Trampoline.Range.Start, load, nil
 }
 
-// placeUnread places a kernel that is to find its memory by itself: the device
-// tree says where it is in no way that is understood here. What it reserves
-// isn't known either, but the running kernel keeps clear of it.
+// placeUnread places a kernel where the device tree's memory nodes could not be
+// read. What the tree reserves isn't known either, but the running kernel keeps
+// clear of it, so the kernel goes to memory that is free in this one.
 func (p *Payload) placeUnread(l segments.Linux) (*segments.Image, error) {
 	free, err := p.sys.FreeRAM()
 	if err != nil {

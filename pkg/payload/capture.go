@@ -43,8 +43,8 @@ func (p *Payload) prepareCapture() error {
 	if uint64(len(header)) > area.Size() {
 		return fmt.Errorf("ELF core header of %d bytes: the handoff area has room for %d", len(header), area.Size())
 	}
-	// While it is written, the header of an offered dump is torn: it stays if
-	// it is right as it is.
+	// A reset in the middle of this write would leave an offered dump
+	// without a header. So a header that is right already isn't written.
 	if old := p.handoff[registration.CoreHeaderOff:][:len(header)]; !p.decision.Copied || !bytes.Equal(old, header) {
 		if err := p.mem.WritePhys(header, area.Start); err != nil {
 			return fmt.Errorf("ELF core header: %w", err)
@@ -155,7 +155,8 @@ func (p *Payload) coreHeader(b *registration.Block, area phys.Range) ([]byte, er
 	if text, err := old.read(info); err != nil || !hasVMCoreInfo(text) {
 		var before kernelmap.Mapping
 		if b.Capture.Reason == registration.ReasonEarly {
-			// Nobody has registered since: it is the mapping of the boot before.
+			// The crashed kernel didn't register, so this mapping is that of the
+			// boot before.
 			before, b.Mapping = b.Mapping, kernelmap.Mapping{}
 		}
 		found, mapping, err := p.findVMCoreInfo(before)
@@ -189,8 +190,8 @@ func (p *Payload) coreHeader(b *registration.Block, area phys.Range) ([]byte, er
 	return p.encodeHeader(h, area.Start, lost, vmcore.TakeSamples(old, shown))
 }
 
-// places is where notes are that are anywhere: a CPU that never was there has
-// none. Their addresses don't wrap, or they could not have been read.
+// places returns the ranges of notes, without the empty ones of CPUs that were
+// never there. No address wraps: the notes have been read.
 func places(notes []registration.Note) (at []phys.Range) {
 	for _, n := range notes {
 		if r, ok := phys.Sized(n.Addr, n.Size); ok && !r.Empty() {
@@ -206,9 +207,9 @@ func hasVMCoreInfo(text []byte) bool {
 }
 
 // findVMCoreInfo scans the dumped memory. It may hold notes of earlier boots
-// too, so a note must agree with page tables that are alive; those of the boot
-// right before, whose pages a kernel that died at once has not yet reused, are
-// known by their mapping, which KASLR makes another at each boot.
+// too, so a note must agree with page tables that are intact. Those of the boot
+// right before may be intact, if the kernel died before it reused their pages.
+// They are recognised by their mapping, which KASLR changes at each boot.
 func (p *Payload) findVMCoreInfo(before kernelmap.Mapping) (vmcoreinfo.Candidate, kernelmap.Mapping, error) {
 	old := crashedMemory{p}
 	start := time.Now()
@@ -231,14 +232,14 @@ func (p *Payload) findVMCoreInfo(before kernelmap.Mapping) (vmcoreinfo.Candidate
 		fmt.Errorf("not found in %s of memory", phys.FormatSize(p.decision.Dump.Shown.Size())))...)
 }
 
-// sameMapping compares what KASLR moves. The size of the text is left out: the
-// agent knows it to the byte, page tables to 2 MiB.
+// sameMapping compares the addresses that KASLR changes. It ignores the size of
+// the text: the agent knows it to the byte, page tables to 2 MiB.
 func sameMapping(a, b kernelmap.Mapping) bool {
 	return a.DirectBase == b.DirectBase && a.TextVirt == b.TextVirt && a.TextPhys == b.TextPhys
 }
 
-// crashedMemory reads memory by the crashed kernel's addresses, from where it
-// is after the copy.
+// crashedMemory reads memory by the crashed kernel's addresses; what was copied
+// is read from the destination.
 type crashedMemory struct{ p *Payload }
 
 // ReadPhys reads len(b) bytes at addr; all of them must be dumped memory.
@@ -266,13 +267,13 @@ func (m crashedMemory) ReadPhys(b []byte, addr uint64) error {
 	return nil
 }
 
-// viewer is a Memory that shows itself without a copy.
+// viewer is a Memory that can be read in place, without copying.
 type viewer interface {
 	View(r phys.Range, f func(b []byte)) error
 }
 
-// ViewPhys makes the search for VMCOREINFO, which looks at 24 bytes a page,
-// as fast as that sounds.
+// ViewPhys calls f with the memory r, in place if possible. The search for
+// VMCOREINFO looks at 24 bytes of each page, and copying would be most of its work.
 func (m crashedMemory) ViewPhys(r phys.Range, f func(b []byte)) error {
 	now := m.p.plan.Now(r)
 	if v, ok := m.p.mem.(viewer); ok && m.p.decision.Dump.Shown.Contains(r) && len(now) == 1 && now[0].Size == r.Size() {
@@ -286,7 +287,7 @@ func (m crashedMemory) ViewPhys(r phys.Range, f func(b []byte)) error {
 	return nil
 }
 
-// maxNote bounds what is read of one note: a page holds the kernel's largest.
+// maxNote caps the size of a note; the kernel's largest fit in a page.
 const maxNote = 64 * phys.KiB
 
 func (m crashedMemory) read(n registration.Note) ([]byte, error) {

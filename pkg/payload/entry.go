@@ -11,13 +11,13 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// hungPatience is at which look the disks that hung the machine are looked at
-// again: without another one there is nothing to lose.
+// hungPatience is the number of the scan that again includes disks that hung the
+// machine. If no other disk has a kernel by then, there is nothing to lose.
 const hungPatience = 10
 
-// scan looks at the disks: first at the file system that booted last time
-// alone, then at all. A disk that did not answer before the last reset is left
-// out until a normal kernel has been started.
+// scan looks for boot entries: first only on the file system that booted last
+// time, then on all disks. A disk that did not answer before the last reset is
+// left out until a normal kernel has been started.
 func (p *Payload) scan(try int) (*normalboot.Disks, error) {
 	var booted registration.Booted
 	if p.block != nil {
@@ -76,8 +76,7 @@ func (p *Payload) mounting(devices []string) {
 // errOtherSystem says that the disk of the system that crashed isn't there.
 var errOtherSystem = errors.New("no entry of the system that crashed")
 
-// candidates are the entries to try, in their order. warmcore.boot= counts
-// most. A dump is for the system that crashed: in a capture boot only entries
+// candidates returns the entries to try, in order. warmcore.boot= comes first. A dump is for the system that crashed: in a capture boot only entries
 // on the file system that it was booted from are tried, first the one that is
 // known to run on this machine.
 func (p *Payload) candidates(entries []normalboot.Entry) ([]normalboot.Entry, error) {
@@ -129,9 +128,9 @@ func named(e normalboot.Entry, name string) bool {
 	return false
 }
 
-// sameBytes compares what is about to be booted in a capture boot with what
-// crashed. Another kernel or initrd is a normal thing after an update, and
-// takes the dump unless warmcore.successor=no.
+// sameBytes compares the kernel and initrd of a capture boot with those that
+// crashed. After an update they may differ; they still get the dump, unless
+// warmcore.successor=no.
 func (p *Payload) sameBytes(old, now registration.Booted) error {
 	none := [32]byte{}
 	var changed []string

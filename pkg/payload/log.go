@@ -11,16 +11,16 @@ import (
 	"time"
 )
 
-// Logger writes one short line a record, "[    1.234567] warmcore: ...", as
-// the kernel does around it, to a console and to a buffer for the handoff
-// area. It is a slog.Handler.
+// Logger is a slog.Handler that writes each record as a line in the kernel's
+// style, "[    1.234567] warmcore: ...", to a console and to a buffer for the
+// handoff area.
 type Logger struct {
 	out    *logOutput
 	attrs  string // of WithAttrs, as they are printed
 	prefix string // of WithGroup: "group."
 }
 
-// logOutput is what loggers made of one another share.
+// logOutput is shared by a Logger and those derived from it.
 type logOutput struct {
 	mu      sync.Mutex
 	console io.Writer
@@ -28,7 +28,7 @@ type logOutput struct {
 	uptime  func() time.Duration
 }
 
-// maxLogText stops a payload that logs in a loop from eating its memory.
+// maxLogText caps the buffer, in case the payload logs in a loop.
 const maxLogText = 1 << 20
 
 // NewLogger returns a logger; uptime gives the time since the kernel started.
@@ -36,7 +36,7 @@ func NewLogger(console io.Writer, uptime func() time.Duration) *Logger {
 	return &Logger{out: &logOutput{console: console, uptime: uptime}}
 }
 
-// Text is what was logged so far.
+// Text returns the log so far.
 func (l *Logger) Text() []byte {
 	l.out.mu.Lock()
 	defer l.out.mu.Unlock()

@@ -13,7 +13,7 @@
 //  5. the same with the machine's own device tree, where it can't be read;
 //  6. the next boot entry, and a new look at the disks.
 //
-// The log lies in the handoff area afterwards, for `warmcore log`.
+// Afterwards the log is in the handoff area, for `warmcore log`.
 package payload
 
 import (
@@ -116,8 +116,8 @@ func New(sys System, log *slog.Logger, logText func() []byte, opts Options, vers
 	return &Payload{sys: sys, log: log, logText: logText, opts: opts, version: version}
 }
 
-// Plan makes the plan and the decision without changing anything: all that
-// `warminit -n` does.
+// Plan makes the plan and the decision, and changes nothing. `warminit -n` does
+// no more than that.
 func (p *Payload) Plan() {
 	placeErr := p.placeHandoff()
 	var err error
@@ -175,8 +175,8 @@ func lentInterruptTables(t *devicetree.Tree) bool {
 	return its(t.Root)
 }
 
-// placeHandoff finds where H lies if the command line does not say so. On an
-// error there is no H.
+// placeHandoff finds a place for H if the command line names none. After an error
+// there is no H.
 func (p *Payload) placeHandoff() (err error) {
 	if !p.opts.Handoff.Empty() {
 		return nil
@@ -191,7 +191,8 @@ func (p *Payload) placeHandoff() (err error) {
 	return nil
 }
 
-// ownMap is what is left to boot with where firmware's map can't be read.
+// ownMap makes a map of the payload's own memory. It is used to boot if firmware's
+// map can't be read.
 func (p *Payload) ownMap() (m memmap.Map) {
 	own, err := p.sys.OwnRAM()
 	if err != nil {
@@ -239,8 +240,8 @@ func (p *Payload) makePlan() (*plan.Plan, error) {
 	return made, nil
 }
 
-// nodes is which memory is of which NUMA node. Without that, memory that comes
-// back may come to another node than it was of.
+// nodes returns the memory of each NUMA node, none if that isn't known. Then
+// released memory may come back to another node than it was on.
 func (p *Payload) nodes() []memmap.Node {
 	var nodes []memmap.Node
 	var err error
@@ -259,7 +260,7 @@ func (p *Payload) nodes() []memmap.Node {
 	return nodes
 }
 
-// loaderRanges is where the boot loader put the payload's initramfs.
+// loaderRanges returns the memory where the boot loader put the payload's initramfs.
 func (p *Payload) loaderRanges() phys.Set {
 	var r phys.Range
 	var ok bool
@@ -387,8 +388,8 @@ func (p *Payload) bootAny(disks *normalboot.Disks) error {
 
 func clip(s string, most int) string { return s[:min(len(s), most)] }
 
-// store writes the block into the copy of H that is older, and reads nothing
-// back: a torn write leaves the other copy.
+// store writes the block over the older of its two copies in H. If the write is
+// torn by a reset, the other copy is still whole.
 func (p *Payload) store(b *registration.Block) error {
 	b.PayloadVersion = p.version
 	off, data, err := registration.Store(b, p.handoff)

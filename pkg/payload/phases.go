@@ -8,10 +8,9 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// How long the phases may take: far more than any of them needs, for a deadline
-// that a slow machine misses is a reset. What depends on a size has it added,
-// at the speed of the slowest: memory without caches, a cold NUMA node, an old
-// USB stick.
+// How long the phases may take. Each limit is far more than the phase needs,
+// because a missed deadline is a reset. Where the time depends on a size, it is
+// added at the rate of slow hardware: memory without caches, an old USB stick.
 const (
 	phaseLimit = 3 * time.Minute // plan, start, and the fixed part of the others
 	disksLimit = 5 * time.Minute // of one look at all disks
@@ -22,24 +21,24 @@ const (
 	diskRate = phys.MiB
 )
 
-// transfer is how long n bytes take at that rate, in whole seconds.
+// transfer returns how long n bytes take at a rate in bytes a second, in whole seconds.
 func transfer(n, rate uint64) time.Duration {
 	return time.Duration(min((n+rate-1)/rate, maxTransfer)) * time.Second
 }
 
-// maxTransfer is a day, in seconds: no size from outside makes a deadline wrap.
+// maxTransfer is a day, in seconds. It keeps a large size from overflowing a deadline.
 const maxTransfer = 24 * 3600
 
-// guard begins with deadlines.
+// guard begins to hold the payload to deadlines.
 func (p *Payload) guard() {
 	p.guarded = true
 	p.sys.Guard(registration.PhasePlan.String(), phaseLimit, p.missed)
 }
 
 // missed ends a payload that hangs. The log says in which phase, for the next
-// one and for `warmcore log`. It runs beside what hangs, and so touches nothing
-// that changes after the plan was made; in the plan's phase the log goes to the
-// console only.
+// one and for `warmcore log`. It runs while another goroutine hangs, so it only
+// uses what doesn't change any more after the plan was made. In the phase plan
+// the log goes to the console only.
 func (p *Payload) missed(phase string, limit time.Duration) {
 	p.log.Error("deadline", "phase", phase, "limit", limit, "so", "reset")
 	if phase != registration.PhasePlan.String() {
@@ -72,7 +71,7 @@ func (p *Payload) enter(phase registration.Phase, limit time.Duration) {
 	p.sys.Within(phase.String(), limit)
 }
 
-// record says in H how far we are.
+// record writes the phase into H.
 func (p *Payload) record(phase registration.Phase) {
 	if p.plan == nil || p.progress.Phase == phase {
 		return
@@ -84,9 +83,10 @@ func (p *Payload) record(phase registration.Phase) {
 	}
 }
 
-// start jumps into the loaded kernel. The watchdog is stopped first: that kernel
-// may take longer to open it than it waits. What hangs in between is the
-// running kernel's to find (its detectors of tasks and CPUs that hang).
+// start jumps into the loaded kernel. It stops the watchdog first, because that
+// kernel may need longer than the watchdog's time-out to open it. If the payload
+// hangs in between, its kernel's detectors for hung tasks and CPUs reset the
+// machine.
 func (p *Payload) start() error {
 	p.enter(registration.PhaseStart, phaseLimit)
 	if err := p.sys.Release(); err != nil {

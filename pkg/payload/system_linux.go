@@ -31,8 +31,7 @@ type Linux struct {
 	watchdog *watchdog.Watchdog
 }
 
-// linuxArch is how a payload kernel of one architecture tells about the
-// machine.
+// linuxArch reads what differs by architecture from the payload's kernel.
 type linuxArch interface {
 	arch() plan.Arch
 	firmwareMap(*Linux) (memmap.Map, error)
@@ -40,8 +39,8 @@ type linuxArch interface {
 	rsdp(*Linux, Memory) uint64
 }
 
-// NewLinux returns the machine that this program runs on. It refuses an
-// architecture, named as GOARCH, that there are no plans for.
+// NewLinux returns the machine that this program runs on. It refuses a GOARCH for
+// which no memory plan can be made.
 func NewLinux(goarch string, log *slog.Logger, console *os.File) (*Linux, error) {
 	for _, a := range []linuxArch{linuxAMD64{}, linuxARM64{}} {
 		if a.arch().Name == goarch {
@@ -67,8 +66,8 @@ func (l *Linux) DeviceTree() *devicetree.Tree { return l.arch.deviceTree() }
 // RSDP is the address of ACPI's root pointer, 0 for none.
 func (l *Linux) RSDP(mem Memory) uint64 { return l.arch.rsdp(l, mem) }
 
-// OwnRAM is what /proc/iomem lists, less what is RAM of this kernel only so
-// that it maps it.
+// OwnRAM is the RAM in /proc/iomem, less the ranges that are in it only so that
+// this kernel maps them (binding.PayloadReserved).
 func (l *Linux) OwnRAM() (phys.Set, error) {
 	ram, err := systemRAM()
 	if tree := l.DeviceTree(); tree != nil {
@@ -90,9 +89,9 @@ func (l *Linux) FreeRAM() (phys.Set, error) {
 	return unreserved(own, m), nil
 }
 
-// unreserved is what arm64's kernels leave to kexec: in iomem they list as
-// "reserved" what firmware, EFI or an interrupt controller goes on using
-// (reserve_memblock_reserved_regions in arch/arm64/kernel/setup.c and
+// unreserved returns own without what iomem lists as "reserved". arm64 kernels
+// list there what firmware, EFI or an interrupt controller goes on using, and
+// what kexec must leave alone (reserve_memblock_reserved_regions in arch/arm64/kernel/setup.c and
 // efi_mem_reserve_iomem in drivers/firmware/efi/efi.c, v6.12).
 func unreserved(own phys.Set, iomem memmap.Map) phys.Set {
 	return own.Minus(iomem.Named("reserved"))
@@ -125,7 +124,7 @@ func (*Linux) BootParams() []byte {
 	return b
 }
 
-// maxSRAT bounds ACPI's table: 40 bytes for each range of memory.
+// maxSRAT caps the size of ACPI's table, which has 40 bytes for each range.
 const maxSRAT = 1 << 20
 
 // SRAT reads the table as the kernel shows it; a machine with one NUMA node
@@ -195,7 +194,7 @@ func (l *Linux) Guard(phase string, limit time.Duration, missed func(phase strin
 	default:
 		l.log.Info("watchdog", "hardware", hardware.Name, "timeout", hardware.Timeout, "did_the_last_reset", hardware.Fired)
 	}
-	// What this kernel resets by itself, after a panic too, must keep memory
+	// Resets that this kernel makes, also after a panic, must keep memory
 	// (kernel/reboot.c, v6.12: the default is a cold reset).
 	if err := os.WriteFile("/sys/kernel/reboot/mode", []byte("warm"), 0); err != nil {
 		l.log.Warn("reboot mode", "error", err, "so", "a reset of the payload's own may be a cold one")

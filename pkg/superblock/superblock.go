@@ -1,5 +1,5 @@
-// Package superblock reads by what a boot configuration can name a file
-// system: type, UUID and label of ext2 to ext4, xfs, btrfs and FAT.
+// Package superblock reads what boot configurations identify a file system by:
+// type, UUID and label of ext2 to ext4, xfs, btrfs and FAT.
 package superblock
 
 import (

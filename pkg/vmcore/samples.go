@@ -14,10 +14,12 @@ import (
 // samples are in a note of NameUnreadable's name and this type: for each an
 // address, 8 bytes, and the CRC-32C of its SampleSize bytes, 4 bytes,
 // little-endian.
+const TypeSamples uint32 = 0x77630002
+
+// Size of samples.
 const (
-	TypeSamples uint32 = 0x77630002
-	MaxSamples         = 512
-	SampleSize         = 4096
+	MaxSamples = 512
+	SampleSize = 4096 // bytes of a page
 
 	sampleLen = 8 + 4
 )

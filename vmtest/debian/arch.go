@@ -1,5 +1,5 @@
-// Package debian makes a guest's user space and disk of what Debian's archive
-// has: kernels and programs, downloaded by apt and unpacked without installing
+// Package debian makes a guest's user space and disk from Debian's packages:
+// kernels and programs, downloaded by apt and unpacked without installing
 // them; initrds; whole root file systems; disk images laid out as Debian
 // installs itself, and what a machine left on them. It starts no machine.
 //

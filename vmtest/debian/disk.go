@@ -113,8 +113,8 @@ func (d Disk) Build(ctx context.Context, path string) (err error) {
 	return makeImage(ctx, path, size, stage)
 }
 
-// Layout of a disk image: the partition from partitionOffset, whole mebibytes,
-// and partitionEnd after it, the last sectors of which are the second table.
+// Layout of a disk image: the partition begins at partitionOffset and is whole
+// mebibytes long; partitionEnd bytes follow it, which end with the second table.
 const (
 	partitionOffset = gpt.FirstByte
 	partitionEnd    = 1 << 20 // to the end of the disk

@@ -87,7 +87,7 @@ exec chroot "$root" "$@"
 	return exec.CommandContext(ctx, "unshare", words...)
 }
 
-// inRoot returns the name in the root of what is called name outside, if that
+// inRoot returns the name that a file called name outside has in the root, if it
 // lies in one of dirs, which are mounted on numbered folders, the last on 1.
 func inRoot(dirs []string, name string) string {
 	for i, dir := range dirs {

@@ -25,8 +25,8 @@ const (
 	highStart  = 4 * phys.GiB
 )
 
-// q35RAM includes the part at 640 KiB to 1 MiB that is hidden behind video
-// memory and firmware.
+// q35RAM includes the part from 640 KiB to 1 MiB, which the guest can't see:
+// video memory and firmware are there.
 func q35RAM(memory uint64) truth.Layout {
 	if memory < lowIfSplit {
 		return truth.Layout{{End: memory}}

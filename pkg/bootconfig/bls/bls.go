@@ -231,8 +231,8 @@ func Read(fsys fs.FS, arch string, v Variables) Config {
 	var c Config
 	all, warnings := ReadEntries(fsys, "loader/entries", arch)
 	if len(all) == 0 {
-		// A file system of which boot is a folder, in the way of
-		// kernel-install without a boot partition.
+		// Without a boot partition, kernel-install writes the entries into
+		// the folder boot of the root file system.
 		var more []string
 		all, more = ReadEntries(fsys, "boot/loader/entries", arch)
 		warnings = append(warnings, more...)

@@ -34,7 +34,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/bootconfig/bls"
 )
 
-// By is what a file system is looked for by, or asked for.
+// By is the property by which Search finds a file system, or which Probe returns.
 type By string
 
 // What search and probe know.

@@ -202,7 +202,7 @@ func read(size uint64) error {
 	return nil
 }
 
-// window is what is mapped at a time.
+// window is how much is mapped at a time.
 const window = 16 << 20
 
 // mapped maps windows of a file from an offset on and copies them out.

@@ -128,22 +128,6 @@ func (m Map) String() string {
 	return b.String()
 }
 
-// Sorted returns m with its entries sorted by start address. If two start at
-// the same address, the nested one comes after the one that contains it.
-func (m Map) Sorted() Map {
-	out := Map{slices.Clone(m.Entries), slices.Clone(m.Warnings)}
-	slices.SortStableFunc(out.Entries, func(a, b Entry) int {
-		return cmp.Or(
-			cmp.Compare(a.Range.Start, b.Range.Start),
-			cmp.Compare(a.Depth, b.Depth),
-			cmp.Compare(b.Range.End, a.Range.End),
-			cmp.Compare(a.Kind, b.Kind),
-			cmp.Compare(a.Name, b.Name),
-		)
-	})
-	return out
-}
-
 // Top returns the entries that are in no other.
 func (m Map) Top() Map {
 	return Map{Entries: slices.DeleteFunc(slices.Clone(m.Entries), func(e Entry) bool { return e.Depth > 0 })}

@@ -556,7 +556,7 @@ func entry(i image, _ string) (Entry, bool) {
 		return Entry{}, false
 	}
 	e := Entry{Title: i.Title, Cmdline: i.Cmdline, DeviceTree: i.DeviceTree.Name, Once: i.Once}
-	e.Kernel = File{i.Kernel.Name, i.part(i.Kernel, nil)}
+	e.Kernel = NewFile(i.Kernel.Name, i.part(i.Kernel, nil))
 	var initrds joined
 	var names []string
 	if i.Image {
@@ -585,7 +585,7 @@ func entry(i image, _ string) (Entry, bool) {
 		}
 	}
 	if len(initrds) > 0 {
-		e.Initrd = File{strings.Join(names, " "), initrds}
+		e.Initrd = NewFile(strings.Join(names, " "), initrds)
 	}
 	return e, true
 }

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
+	"github.com/warmcore/warmcore/pkg/image/uboot"
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/vmtest/machine"
 )
@@ -39,74 +39,39 @@ func ubootLost(top uint64) phys.Set {
 	)
 }
 
-// fitSource is the payload as a board's boot loader gets it.
-const fitSource = `/dts-v1/;
-/ {
-	description = "warmcore payload";
-	#address-cells = <1>;
-	images {
-		kernel {
-			data = /incbin/("%s");
-			type = "kernel"; arch = "arm64"; os = "linux"; compression = "none";
-			load = <%#x>; entry = <%#x>;
-			hash { algo = "crc32"; };
-		};
-		ramdisk {
-			data = /incbin/("%s");
-			type = "ramdisk"; arch = "arm64"; os = "linux"; compression = "none";
-			load = <%#x>;
-			hash { algo = "crc32"; };
-		};
-		fdt {
-			data = /incbin/("%s");
-			type = "flat_dt"; arch = "arm64"; compression = "none";
-			load = <%#x>;
-			hash { algo = "crc32"; };
-		};
-	};
-	configurations {
-		default = "payload";
-		payload { kernel = "kernel"; ramdisk = "ramdisk"; fdt = "fdt"; };
-	};
-};
-`
-
-// ubootFlash writes the flash that U-Boot starts the payload from: a FIT image
-// with kernel, initramfs and device tree.
+// ubootFlash writes the flash that U-Boot starts the payload from: its
+// environment, and a FIT image with kernel, initramfs and device tree.
 func (l *Lab) ubootFlash(p loaded, o *machine.Options) error {
-	at := func(name string) string { return filepath.Join(l.Out, name) }
-	for _, name := range []*string{&p.image, &p.initramfs, &p.tree} {
-		abs, err := filepath.Abs(*name) // dtc looks from where the source is
+	fit := uboot.FIT{
+		Description: "warmcore payload",
+		Kernel:      uboot.Part{Load: armKernel},
+		Ramdisk:     uboot.Part{Load: armInitramfs},
+		DeviceTree:  uboot.Part{Load: armTree},
+	}
+	for _, part := range []struct {
+		name string
+		data *[]byte
+	}{{p.image, &fit.Kernel.Data}, {p.initramfs, &fit.Ramdisk.Data}, {p.tree, &fit.DeviceTree.Data}} {
+		if part.name == "" { // the initramfs is in the kernel
+			continue
+		}
+		b, err := os.ReadFile(part.name)
 		if err != nil {
 			return err
 		}
-		*name = abs
+		*part.data = b
 	}
-	source := fmt.Sprintf(fitSource, p.image, armKernel, armKernel, p.initramfs, armInitramfs, p.tree, armTree)
-	for name, text := range map[string]string{"payload.its": source, "uboot.env": strings.Join(ubootEnv, "\n") + "\n"} {
-		if err := os.WriteFile(at(name), []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-	if out, err := output(l.ctx, "", "mkimage", "-f", at("payload.its"), at("payload.itb")); err != nil {
-		return fmt.Errorf("mkimage: %w\n%s", err, out)
-	}
-	if out, err := output(l.ctx, "", "mkenvimage", "-s", fmt.Sprint(ubootEnvSize), "-o", at("env.bin"), at("uboot.env")); err != nil {
-		return fmt.Errorf("mkenvimage: %w\n%s", err, out)
-	}
-	env, err := os.ReadFile(at("env.bin"))
+	flash, err := uboot.Environment(int(ubootEnvSize), ubootEnv...)
 	if err != nil {
 		return err
 	}
-	fit, err := os.ReadFile(at("payload.itb"))
-	if err != nil {
+	if flash, err = fit.Append(flash); err != nil {
 		return err
 	}
-	flash := append(env, fit...)
 	if len(flash) > machine.FlashSize {
 		return fmt.Errorf("the payload takes %s of flash, which has %s", phys.FormatSize(uint64(len(flash))), phys.FormatSize(machine.FlashSize))
 	}
 	flash = append(flash, make([]byte, machine.FlashSize-len(flash))...)
-	o.Flash = at("flash.img")
+	o.Flash = filepath.Join(l.Out, "flash.img")
 	return os.WriteFile(o.Flash, flash, 0o644)
 }

@@ -52,6 +52,7 @@ var layers = map[string]layer{
 	"pkg/vmcore/summary":   formats,
 	"pkg/image/cpio":       formats,
 	"pkg/image/gpt":        formats,
+	"pkg/image/uboot":      formats,
 	"boot/stub":            formats,
 	"boot/trampoline":      formats,
 	"pkg/manifest":         formats,

@@ -1,19 +1,19 @@
-// Package agent is what warmcore does in the running normal kernel: it arms
-// the machine for a dump, saves a dump, gives memory back, lends the window
+// Package agent is warmcore in the running normal kernel: it arms the
+// machine for a dump, saves a dump, gives memory back, and lends the window
 // and the destination to user pages.
 //
-// Each flow reads what it needs from the System, decides, and carries out in
-// an order in which a crash at any step is safe:
+// Each flow reads what it needs from the System, decides, and acts in an
+// order in which a crash at any step is safe:
 //
 //   - Arm loads the stub before it writes that the machine is armed.
-//   - Disarm writes that it isn't before it unloads the stub.
+//   - Disarm writes that the machine isn't armed before it unloads the stub.
 //   - Save writes that the dump is saved after it is on disk and checked.
 //   - Release writes that there is no dump any more before the first byte of
 //     preserved memory is given back.
 //
-// Of what the payload wrote, only ranges in the plan lead to anything being
-// changed, and no memory block that touches boot memory or the handoff area
-// is ever switched.
+// Of what the payload wrote, only ranges in the plan lead to any change, and
+// no memory block that touches boot memory or the handoff area is ever
+// switched.
 package agent
 
 import (
@@ -40,7 +40,8 @@ import (
 
 func refuse(todo, format string, args ...any) error { return outcome.Refuse(todo, format, args...) }
 
-// blindRefusal is a refusal so that nobody can say whether the machine is armed.
+// blindRefusal is a refusal after which nobody can say whether the machine is
+// armed.
 type blindRefusal struct{ *outcome.Refusal }
 
 func (b *blindRefusal) Unwrap() error { return b.Refusal }
@@ -120,7 +121,7 @@ func (s *System) running() running.Kernel { return running.Kernel{Root: s.Root, 
 
 func (s *System) path(name string) string { return filepath.Join(s.Root, name) }
 
-// root refuses for anyone else.
+// root returns a refusal unless the caller is root.
 func (s *System) root() error {
 	euid := os.Geteuid
 	if s.EUID != nil {
@@ -223,7 +224,7 @@ func (s *System) lock() (unlock func(), err error) {
 	return unlock, err
 }
 
-// need refuses without a registration block.
+// need returns a refusal if there is no registration block.
 func (x *session) need() error {
 	if x.block == nil {
 		return refuse("boot through the payload once; "+todoLog, "the handoff area holds no registration: %v", x.err)

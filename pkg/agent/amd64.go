@@ -68,9 +68,9 @@ func (s *System) amd64() (m amd64, err error) {
 // after it, and not where Linux puts its own trampoline, at the top.
 const usualLowPage = 0x8000
 
-// lowPage chooses the page in which the stub starts the other CPUs. When it
-// does, the kernel that owned the page is dead, and the first MiB is in no
-// dump, so any RAM will do that is not firmware's.
+// lowPage chooses the page in which the stub starts the other CPUs. By then
+// the kernel that owned the page is dead, and no dump shows the first MiB,
+// so any RAM there will do that is not firmware's.
 func (s *System) lowPage() (uint64, error) {
 	m, err := memmap.Sysfs(os.DirFS(s.path("sys/firmware/memmap")))
 	if err != nil {

@@ -51,7 +51,7 @@ func (s *System) arm64() (m arm64, err error) {
 	return m, nil
 }
 
-// check refuses where memory could not be given back after a crash.
+// check refuses to arm if memory could not be given back after a crash.
 func (arm64) check(x *session) error {
 	size, err := x.hotplug().BlockSize()
 	if errors.Is(err, fs.ErrNotExist) {

@@ -19,7 +19,7 @@ type Armed struct {
 	Release   string      `json:"release"`    // of the running kernel
 	Rearmed   bool        `json:"rearmed"`    // it was armed before
 
-	// Warnings are what a dump would lack, or cost, all the same.
+	// Warnings say what a dump would lack or cost, although arming succeeded.
 	Warnings []readiness.Check `json:"warnings,omitempty"`
 }
 
@@ -65,8 +65,8 @@ func (x *session) arm() (Armed, error) {
 	b.CPUNotes, b.VMCoreInfo, b.Mapping = k.notes, k.vmcoreinfo, k.mapping
 	b.Counters.Attempts, b.Counters.PrearmStrikes = 0, 0
 	b.Refused = ""
-	// What is known of the last capture stays for status, but its copy in the
-	// destination is not of the crash that may come.
+	// Details of the last capture stay for status, but the copy in the
+	// destination is not of the next crash.
 	b.Capture.Copied = false
 	if err := x.store(); err != nil {
 		return Armed{}, fmt.Errorf("arm: %w", err)
@@ -79,8 +79,8 @@ func (x *session) arm() (Armed, error) {
 	return done, nil
 }
 
-// armable checks that the machine can keep the promise that Arm makes.
-// The warnings are what it can't promise.
+// armable checks that a crash could be dumped once Arm has succeeded. The
+// warnings say what a dump would lack.
 func (x *session) armable() (m machine, warnings []readiness.Check, err error) {
 	if err := x.promised(); err != nil {
 		return nil, nil, err
@@ -140,8 +140,8 @@ func (x *session) memoryCheck() (readiness.Check, error) {
 	return readiness.Memory(inUse, dumped, overwritten), nil
 }
 
-// kept is how many bytes of preserved memory this kernel could be given but has
-// not: in whole memory blocks.
+// kept returns how many bytes of preserved memory this kernel could be given
+// but has not been, in whole memory blocks.
 func (x *session) kept() uint64 {
 	size, err := x.hotplug().BlockSize()
 	if err != nil || !x.running().CaptureBoot() {
@@ -182,7 +182,7 @@ func (x *session) promised() error {
 	return nil
 }
 
-// Disarm says that a reset is no crash any more, and unloads the stub.
+// Disarm writes that a reset is no crash any more, and unloads the stub.
 func (s *System) Disarm() error {
 	x, err := s.open(true)
 	if err != nil {

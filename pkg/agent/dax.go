@@ -21,12 +21,12 @@ type daxSource struct {
 
 const todoVmcore = "save without --read dax: /proc/vmcore has the same memory"
 
-// spliceDax lets src take memory from dax devices. Headers and notes stay
-// /proc/vmcore's, and so does what no device shows. Which physical memory
-// holds a PT_LOAD now, /proc/vmcore doesn't say; the ELF core header that the
-// payload wrote does, and the kernel made those of /proc/vmcore from it in the
-// same order (process_ptload_program_headers_elf64 in fs/proc/vmcore.c,
-// v6.12). done is to be called after the last read.
+// spliceDax lets src read memory from dax devices. Headers, notes and memory
+// that no device shows still come from /proc/vmcore. /proc/vmcore doesn't say
+// which physical memory holds a PT_LOAD now; the payload's ELF core header
+// does, and the kernel makes the loads of /proc/vmcore from it in the same
+// order (process_ptload_program_headers_elf64 in fs/proc/vmcore.c, v6.12).
+// Call done after the last read.
 func (x *session) spliceDax(src *oldmem.Source) (done func(), err error) {
 	if x == nil {
 		return nil, refuse(todoVmcore, "without the handoff area nothing says where the dump's memory is")
@@ -67,14 +67,15 @@ func (x *session) spliceDax(src *oldmem.Source) (done func(), err error) {
 	return done, nil
 }
 
-// noDax notes why memory is read from /proc/vmcore all the same.
+// noDax logs why memory is read from /proc/vmcore after all.
 func (x *session) noDax(err error) {
 	what := fmt.Sprintf("read from /proc/vmcore, not by dax: %v", err)
 	x.log().Warn(what)
 	x.dax.warnings = append(x.dax.warnings, what)
 }
 
-// load is a PT_LOAD of /proc/vmcore and where its memory begins now.
+// load is a PT_LOAD of /proc/vmcore and the address where its memory
+// begins now.
 type load struct {
 	elfcore.Load
 	now uint64
@@ -118,16 +119,16 @@ func (x *session) loads(src *oldmem.Source) ([]load, error) {
 	return list, nil
 }
 
-// daxDevice is a device that shows memory.
+// daxDevice is a dax device that shows memory of a dump.
 type daxDevice struct {
 	hotplug.Device
 	shown phys.Set // of Range, what may be read
 	file  *oldmem.Device
 }
 
-// daxDevices opens the devices that show memory of want. A device that can't
-// be had is left out. Memory that kmem has is a refusal: the kernel may be
-// using it.
+// daxDevices opens the devices that show memory in want. A device that can't
+// be opened is left out. Memory bound to kmem is a refusal: the kernel may
+// be using it.
 func (x *session) daxDevices(want phys.Set) (list []daxDevice, err error) {
 	h := x.hotplug()
 	switch err := h.LoadToShow(); {

@@ -20,9 +20,9 @@ type linuxAMD64 struct{}
 
 func (linuxAMD64) arch() plan.Arch { return plan.AMD64 }
 
-// firmwareMap reads /sys/firmware/memmap, which memmap= does not change; a
-// payload kernel without that (CONFIG_FIRMWARE_MEMMAP) still has the e820
-// table of its zero page.
+// firmwareMap reads /sys/firmware/memmap, which memmap= does not change. A
+// payload kernel without it (CONFIG_FIRMWARE_MEMMAP) still has the e820
+// table in its zero page.
 func (linuxAMD64) firmwareMap(l *Linux) (memmap.Map, error) {
 	m, err := memmap.Sysfs(os.DirFS("/sys/firmware/memmap"))
 	if err == nil {
@@ -43,7 +43,7 @@ func (linuxAMD64) firmwareMap(l *Linux) (memmap.Map, error) {
 	return m, nil
 }
 
-// deviceTree is nil: on x86 none describes memory.
+// deviceTree is nil: x86 has no tree that describes memory.
 func (linuxAMD64) deviceTree() *devicetree.Tree { return nil }
 
 // rsdp asks the zero page, then EFI's table, then searches where the ACPI

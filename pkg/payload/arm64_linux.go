@@ -37,7 +37,7 @@ func (linuxARM64) deviceTree() *devicetree.Tree {
 	return tree
 }
 
-// rsdp is 0: the device tree tells all.
+// rsdp is 0: everything is in the device tree.
 func (linuxARM64) rsdp(*Linux, Memory) uint64 { return 0 }
 
 // readTree reads the kernel's copy of the tree, in /sys/firmware. It is

@@ -24,7 +24,7 @@ const (
 	initrdPiece = 4 << 20
 )
 
-// boot starts an entry; it returns only with the reason why it could not.
+// boot starts an entry. It returns only if that fails, with the reason.
 func (p *Payload) boot(e normalboot.Entry) error {
 	p.enter(registration.PhasePlace, placeLimit)
 	kernel, sum, err := p.readKernel(e.Kernel)
@@ -156,7 +156,7 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux, booted regis
 	}
 	b.Booted, b.Mounting = booted, ""
 	if kind == plan.Plain {
-		// The crash record of the boot before has done its work.
+		// The crash record of the previous boot is no longer needed.
 		if err := p.mem.Zero(phys.Range{Start: p.plan.Handoff.Start + registration.RecordOff, End: p.plan.Handoff.Start + registration.RecordOff + registration.RecordSize}); err != nil {
 			return err
 		}

@@ -58,7 +58,7 @@ func (p *Payload) prepareCapture() error {
 }
 
 func (p *Payload) copyBootMemory(b *registration.Block) error {
-	p.quietDevices() // also those that came since
+	p.quietDevices() // also those that appeared since the last call
 	p.enter(registration.PhaseCopy, phaseLimit+transfer(p.plan.Boot.Size(), copyRate))
 	start := time.Now()
 	if err := p.mem.Copy(p.plan.Copies, p.sys.CPUs(), nil); err != nil {
@@ -72,8 +72,8 @@ func (p *Payload) copyBootMemory(b *registration.Block) error {
 	return nil
 }
 
-// keptHeader describes a dump whose boot memory an earlier boot has copied, by
-// the header that it left in area.
+// keptHeader returns the header for a dump whose boot memory an earlier boot
+// has copied. It starts from the header that that boot left in area.
 func (p *Payload) keptHeader(b *registration.Block, area phys.Range) ([]byte, error) {
 	at := b.Capture.CoreHeader
 	if at.Empty() || !area.Contains(at) {
@@ -99,7 +99,8 @@ func (p *Payload) keptHeader(b *registration.Block, area phys.Range) ([]byte, er
 	return p.encodeHeader(h, area.Start, own.Unreadable.Union(lost), own.Samples)
 }
 
-// logLost names memory that today's payload has overwritten or needs.
+// logLost logs the dump's memory that today's payload has overwritten or
+// needs.
 func (p *Payload) logLost(lost phys.Set) {
 	if len(lost) > 0 {
 		p.log.Warn("the memory plan changed since the crashed boot", "lost", phys.FormatSize(lost.Size()), "ranges", lost,
@@ -107,10 +108,10 @@ func (p *Payload) logLost(lost phys.Set) {
 	}
 }
 
-// encodeHeader appends to a header our own notes: that there is a dump, which
+// encodeHeader appends our own notes to a header: that this is a dump, which
 // memory is lost, and samples of the memory.
 func (p *Payload) encodeHeader(h elfcore.Header, at uint64, lost phys.Set, samples []vmcore.Sample) ([]byte, error) {
-	// The kernel makes no /proc/vmcore of a dump without any note
+	// The kernel makes no /proc/vmcore of a dump without notes
 	// (merge_note_headers_elf64 in fs/proc/vmcore.c, v6.12), and there may be
 	// neither registers nor VMCOREINFO.
 	notes := []elfcore.ELFNote{{Name: "WARMCORE", Desc: []byte(p.version + "\x00")}}
@@ -123,8 +124,8 @@ func (p *Payload) encodeHeader(h elfcore.Header, at uint64, lost phys.Set, sampl
 	return h.AppendWithNotes(nil, at, notes...)
 }
 
-// coreHeader describes the dump. What the registration does not say, it finds
-// in the crashed kernel's memory itself. area is where the header will lie.
+// coreHeader describes the dump. What the registration lacks, it looks for in
+// the crashed kernel's memory. The header will be written to area.
 func (p *Payload) coreHeader(b *registration.Block, area phys.Range) ([]byte, error) {
 	shown := p.decision.Dump.Shown
 	old := crashedMemory{p}
@@ -143,7 +144,7 @@ func (p *Payload) coreHeader(b *registration.Block, area phys.Range) ([]byte, er
 		}
 	}
 	b.Capture.CPUsWithRegisters = registers
-	// CPUs that came after the agent had armed left registers, but the stub
+	// CPUs that were plugged in after arming left registers, but the stub
 	// didn't know them, so nobody flushed their caches.
 	if c := &b.Capture; c.Reason == registration.ReasonPanic && registers > c.CPUsSeen {
 		p.log.Warn("the stub didn't know all CPUs", "had_registers", registers, "known", c.CPUsSeen,

@@ -53,7 +53,7 @@ func (p *Payload) scan(try int) (*normalboot.Disks, error) {
 	return p.sys.Scan(o)
 }
 
-// mounting writes into H which disks are being waited for: if they hang the
+// mounting records in H which disks are being waited for: if they hang the
 // machine, the next boot leaves them out.
 func (p *Payload) mounting(devices []string) {
 	if p.plan == nil || p.mem == nil {
@@ -113,8 +113,8 @@ func split(entries []normalboot.Entry, wanted func(normalboot.Entry) bool) (yes,
 	return yes, no
 }
 
-// named says whether an entry is the one that warmcore.boot= means: by its
-// title, its kernel's path, or UUID=...:PATH or LABEL=...:PATH.
+// named says whether warmcore.boot= means this entry: by its title, its
+// kernel's path, or UUID=...:PATH or LABEL=...:PATH.
 func named(e normalboot.Entry, name string) bool {
 	if e.Title == name || e.Kernel.Path == name {
 		return true

@@ -11,8 +11,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/verdict"
 )
 
-// leaveToKdump says why a plain boot of e, whose kernel's SHA-256 is sum, is to
-// be left to kdump; "" if it isn't. The word that the agent left is about the
+// leaveToKdump says why a plain boot of e, whose kernel has the SHA-256 sum, is
+// left to kdump; "" if it isn't. An agent's refusal to arm holds only for the
 // kernel and the parameters that it ran with: with others, arming is tried again.
 func (p *Payload) leaveToKdump(e normalboot.Entry, sum [32]byte) string {
 	if p.decision.Kind != plan.Plain {
@@ -35,7 +35,7 @@ func (p *Payload) leaveToKdump(e normalboot.Entry, sum [32]byte) string {
 }
 
 // bootKdump starts an entry with its own parameters and all of memory but the
-// handoff area, which keeps the word that arming is refused.
+// handoff area, which keeps the agent's refusal.
 func (p *Payload) bootKdump(e normalboot.Entry, l segments.Linux, sum [32]byte, why string) error {
 	p.log.Warn("arming is refused", "why", why, "so", "this boot is left to kdump")
 	l.Cmdline = p.plan.KdumpCmdline(e.Cmdline)

@@ -16,7 +16,7 @@ import (
 // handoff area.
 type Logger struct {
 	out    *logOutput
-	attrs  string // of WithAttrs, as they are printed
+	attrs  string // from WithAttrs, as printed
 	prefix string // of WithGroup: "group."
 }
 

@@ -31,13 +31,13 @@ type Options struct {
 	Off         bool       // warmcore.off: no dumps, the normal kernel gets all memory
 }
 
-// DefaultHandoff is where H lies if neither warmcore.handoff= nor the device
-// tree says: no x86 firmware that was tried touches it, and every PC with 1 GiB
-// has it.
+// DefaultHandoff is H's place if neither warmcore.handoff= nor the device tree
+// gives one: no x86 firmware that was tried touches it, and every PC with 1 GiB
+// of RAM has it.
 var DefaultHandoff = phys.Range{Start: 512 * phys.MiB, End: 514 * phys.MiB}
 
-// ParseCmdline reads the parameters; unknown and malformed ones are returned
-// as warnings and leave the default, because the machine is to boot anyway.
+// ParseCmdline reads the parameters. Unknown and malformed ones are returned
+// as warnings and keep the default, because the machine must boot anyway.
 func ParseCmdline(text string) (o Options, warnings []string) {
 	o = Options{Limits: verdict.DefaultLimits}
 	for _, p := range cmdline.Parse(text).Params {
@@ -53,7 +53,7 @@ func ParseCmdline(text string) (o Options, warnings []string) {
 }
 
 func (o *Options) set(name, value string) (err error) {
-	switch strings.ReplaceAll(name, "-", "_") { // as in the kernel's own
+	switch strings.ReplaceAll(name, "-", "_") { // as the kernel does
 	case "window":
 		return parseRanges(value, &o.Window)
 	case "lost":

@@ -84,7 +84,7 @@ type System interface {
 	// Load gives an image to kexec_load, Reboot starts it.
 	Load(entry uint64, segments []phys.Segment) error
 	Reboot() error
-	// Wait passes the time between two looks at the disks.
+	// Wait waits between two scans of the disks.
 	Wait(time.Duration)
 	Now() time.Time
 	Nonce() [16]byte
@@ -105,9 +105,9 @@ type Payload struct {
 	handoff  []byte     // private copy of H
 	block    *registration.Block
 	decision verdict.Decision
-	guarded  bool // there are deadlines: this is no dry run
+	guarded  bool // deadlines are set: this is no dry run
 	progress registration.Progress
-	hung     []string // disks that the boot before was waiting for at its reset
+	hung     []string // disks that the previous boot was waiting for when it was reset
 }
 
 // New returns a run on sys that logs to log; logText returns the log's text
@@ -157,9 +157,9 @@ func (p *Payload) Plan() {
 	p.decide()
 }
 
-// lentInterruptTables says whether the payload's kernel gives a GICv3 tables
-// in its own memory. No later kernel can take them away (allocate_lpi_tables
-// in drivers/irqchip/irq-gic-v3-its.c, v6.12).
+// lentInterruptTables says whether the payload's kernel has given a GICv3
+// tables in its own memory. No later kernel can move them
+// (allocate_lpi_tables in drivers/irqchip/irq-gic-v3-its.c, v6.12).
 func lentInterruptTables(t *devicetree.Tree) bool {
 	if chosen := t.Find("/chosen"); chosen != nil {
 		for _, args := range chosen.Strings("bootargs") {
@@ -318,14 +318,14 @@ func (p *Payload) Describe(w io.Writer) {
 }
 
 // Scan intervals: a disk that is slow to appear is found soon, and a machine
-// without one does not fill its console.
+// without disks does not fill its console.
 const (
 	scanInterval = time.Second
 	scanPatience = 30
 )
 
-// Run does everything. On a machine it does not return: without a normal
-// kernel that starts it looks at the disks again.
+// Run does everything that the payload is for. On a machine it does not
+// return: while no normal kernel starts, it scans the disks again.
 func (p *Payload) Run() error {
 	p.guard()
 	p.quietDevices()
@@ -344,8 +344,8 @@ func (p *Payload) Run() error {
 		if err != nil {
 			disks = &normalboot.Disks{Looked: []string{"look for disks: " + err.Error()}}
 		}
-		// What has failed once is tried again when a disk has come, and now
-		// and then.
+		// Entries that failed are tried again when a disk has appeared, and from
+		// time to time.
 		looked := strings.Join(disks.Looked, "; ")
 		if now := fmt.Sprint(len(disks.Entries), looked); now != seen || try%scanPatience == 0 {
 			seen = now
@@ -406,10 +406,10 @@ func (p *Payload) store(b *registration.Block) error {
 
 func (p *Payload) storeLog() {
 	if p.plan == nil || p.mem == nil {
-		return // where H lies is not known to be ours
+		return // H's place is not known to be ours
 	}
-	// The slot is chosen from H as it was found, so that storing twice in one
-	// boot keeps the log of the boot before.
+	// The slot is chosen from H as it was at the start, so that storing twice
+	// in one boot keeps the previous boot's log.
 	off, boot := registration.NextLogSlot(p.handoff)
 	slot := registration.EncodeLog(registration.Log{Boot: boot, Text: p.logText()})
 	if err := p.mem.WritePhys(slot, p.plan.Handoff.Start+uint64(off)); err != nil {

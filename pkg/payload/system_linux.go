@@ -53,14 +53,14 @@ func NewLinux(goarch string, log *slog.Logger, console *os.File) (*Linux, error)
 // mountDir is where disks are mounted, in the payload's own memory.
 const mountDir = "/run/warmcore"
 
-// Arch is what this program was built for.
+// Arch is the architecture that this program was built for.
 func (l *Linux) Arch() plan.Arch { return l.arch.arch() }
 
 // FirmwareMap reads the memory map that firmware gave.
 func (l *Linux) FirmwareMap() (memmap.Map, error) { return l.arch.firmwareMap(l) }
 
-// DeviceTree reads the tree that the kernel was started with, nil where none
-// describes memory. FirmwareMap says why it can't be read.
+// DeviceTree reads the tree that the kernel was started with; nil where none
+// describes memory or it can't be read. FirmwareMap returns that error.
 func (l *Linux) DeviceTree() *devicetree.Tree { return l.arch.deviceTree() }
 
 // RSDP is the address of ACPI's root pointer, 0 for none.
@@ -76,7 +76,7 @@ func (l *Linux) OwnRAM() (phys.Set, error) {
 	return ram, err
 }
 
-// FreeRAM is OwnRAM less what /proc/iomem calls reserved in it.
+// FreeRAM is OwnRAM without the parts that /proc/iomem calls reserved.
 func (l *Linux) FreeRAM() (phys.Set, error) {
 	own, err := l.OwnRAM()
 	if err != nil {
@@ -127,8 +127,8 @@ func (*Linux) BootParams() []byte {
 // maxSRAT caps the size of ACPI's table, which has 40 bytes for each range.
 const maxSRAT = 1 << 20
 
-// SRAT reads the table as the kernel shows it; a machine with one NUMA node
-// has none.
+// SRAT reads ACPI's table from sysfs; a machine with one NUMA node has
+// none.
 func (l *Linux) SRAT() []byte {
 	f, err := os.Open("/sys/firmware/acpi/tables/SRAT")
 	if err != nil {
@@ -156,7 +156,7 @@ func (l *Linux) OpenMemory() (Memory, error) {
 	return m, nil
 }
 
-// Scan mounts what is on the disks, read-only.
+// Scan mounts the file systems on the disks, read-only.
 func (l *Linux) Scan(o normalboot.Options) (*normalboot.Disks, error) {
 	return normalboot.Scan(mountDir, l.log, o)
 }
@@ -164,13 +164,13 @@ func (l *Linux) Scan(o normalboot.Options) (*normalboot.Disks, error) {
 // Load gives an image to the kernel.
 func (*Linux) Load(entry uint64, s []phys.Segment) error { return kexec.Load(entry, s, 0) }
 
-// Reboot starts it.
+// Reboot starts the image that Load gave to the kernel.
 func (l *Linux) Reboot() error {
 	kexec.Drain(l.console)
 	return kexec.Reboot()
 }
 
-// pciDevices is where the kernel shows them.
+// pciDevices is the kernel's list of PCI devices.
 const pciDevices = "/sys/bus/pci/devices"
 
 // QuietDevices clears Bus Master Enable of PCI devices that no driver has bound.
@@ -220,13 +220,12 @@ func (*Linux) Wait(d time.Duration) { time.Sleep(d) }
 // Now is the system's clock, which the kernel sets from the RTC.
 func (*Linux) Now() time.Time { return time.Now() }
 
-// CPUs is how many workers copy.
+// CPUs is the number of workers that copy.
 func (*Linux) CPUs() int { return runtime.NumCPU() }
 
-// Nonce must differ from boot to boot, it is no secret. So it is not read from
-// getrandom(2), which on a machine that has just been reset may wait many
-// seconds for entropy; the kernel's uuid does not wait, and the clock makes up
-// for what it lacks.
+// Nonce differs from boot to boot but need not be secret. getrandom(2) could
+// wait many seconds for entropy just after a reset. The kernel's uuid doesn't
+// wait, and the clock makes up for its missing entropy.
 func (l *Linux) Nonce() (n [16]byte) {
 	h := sha256.New()
 	uuid, err := os.ReadFile("/proc/sys/kernel/random/uuid")

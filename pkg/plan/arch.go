@@ -22,9 +22,9 @@ type Arch struct {
 	// page size that a normal kernel may have.
 	Granule uint64
 
-	// InfoBlock is how much of each piece of memory that is handed over
-	// its driver keeps for itself, at the start, in bytes. These bytes lie
-	// before a memory block; otherwise they would cost a whole block.
+	// InfoBlock is how many bytes at the start of each range of memory given
+	// to the kernel its driver keeps for itself. They lie before the first
+	// memory block; otherwise they would cost a whole block.
 	InfoBlock uint64
 
 	// BlockSize is the size of the normal kernel's memory block in bytes,

@@ -11,8 +11,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// Check proves a plan's invariants, in another way than Make builds the plan:
-// it cuts the address space at every boundary that occurs and finds, by plain
+// Check proves a plan's invariants in another way than Make builds it: it
+// cuts the address space at every boundary in the plan and finds, by plain
 // comparison, which parts contain each interval. The payload calls it before
 // it writes anything; fuzz tests call it on every plan.
 func Check(p *Plan) error {
@@ -164,8 +164,8 @@ func isRAM(m memmap.Map, at uint64) bool {
 }
 
 // CheckHeader proves that h describes shown, a part of the dumped memory of p:
-// each byte exactly once under its own physical address, apart from the alias
-// of the kernel's text. It also proves that h reads no memory that the capture
+// each byte exactly once at its own physical address, apart from the alias of
+// the kernel's text. It also proves that h reads no memory that the capture
 // kernel uses as RAM.
 func CheckHeader(p *Plan, shown phys.Set, h elfcore.Header) error {
 	readable := p.Destination.Union(p.Preserved)

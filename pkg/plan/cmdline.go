@@ -12,13 +12,13 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// panicSeconds is after how long a kernel that panics with no stub loaded
-// resets: long enough to read a console, or to see what a console server has
-// recorded, and what kdump-utils appends as well. On a distribution's default,
-// 0, it would wait for ever.
+// panicSeconds is how long a kernel that panics with no stub loaded waits
+// before it resets: long enough to read a console, or a console server's
+// record; kdump-utils uses the same. With 0, distributions' default, it would
+// wait for ever.
 const panicSeconds = 10
 
-// Owner is what the owner of a machine wants of a capture boot's command line.
+// Owner is what the machine's owner changes in a capture boot's command line.
 type Owner struct {
 	Remove []string // names of parameters
 	Append string   // parameters, as on a command line
@@ -164,10 +164,10 @@ func countsSlabs(w cmdline.Param) bool {
 	return w.Value != "" && w.Value[0] >= '0' && w.Value[0] <= '9'
 }
 
-// changesMap says whether w gives the kernel another memory map than the plan,
-// or cuts it where the payload puts the kernel. memmap= may also reserve a
-// part of it, for a device, for ramoops, for bad RAM: that is taken out only if
-// hardly any boot memory would be left (parse_memmap_one in
+// changesMap says whether w gives the kernel another memory map than the
+// plan's, or cuts it where the payload puts the kernel. memmap= may also
+// reserve memory, for a device, for ramoops, for bad RAM: such a parameter is
+// removed only if hardly any boot memory would be left (parse_memmap_one in
 // arch/x86/kernel/e820.c, early_mem in arch/arm64/mm/init.c, v6.12).
 func (p *Plan) changesMap(w cmdline.Param) bool {
 	if !w.Is("memmap") {
@@ -177,21 +177,21 @@ func (p *Plan) changesMap(w cmdline.Param) bool {
 	return !ok || p.bootMemory(reserved) > p.Boot.Size()/reserveFraction
 }
 
-// reservesInVain says whether w reserves nothing of boot memory. A capture
+// reservesInVain says whether w reserves no boot memory at all. A capture
 // boot has no other memory.
 func (p *Plan) reservesInVain(w cmdline.Param) bool {
 	reserved, ok := memmapReserves(w.Value)
 	return w.Is("memmap") && (!ok || p.bootMemory(reserved) == 0)
 }
 
-// reserveFraction is the part of boot memory that memmap= may reserve: a
-// kernel and its user space do with that much less.
+// reserveFraction is the divisor for the share of boot memory that memmap=
+// may reserve: a kernel and its user space can do without that much.
 const reserveFraction = 8
 
 func (p *Plan) bootMemory(s phys.Set) uint64 { return s.Intersect(p.Boot).Size() }
 
-// memmapReserves returns what the value of memmap= reserves; ok is false if it
-// does anything else.
+// memmapReserves returns the memory that memmap=value reserves; ok is false if
+// the parameter does anything else.
 func memmapReserves(value string) (reserved phys.Set, ok bool) {
 	var ranges []phys.Range
 	for part := range strings.SplitSeq(value, ",") {
@@ -210,10 +210,10 @@ func memmapReserves(value string) (reserved phys.Set, ok bool) {
 	return phys.NewSet(ranges...), true
 }
 
-// Resets returns a boot entry's command line with panic= in it, if it has none:
-// without a stub that is loaded, before `warmcore arm` and while a dump is
-// saved, a kernel that panics must reset by itself. A line that no kernel would
-// take with it is returned as it is: to boot comes first.
+// Resets returns a boot entry's command line with panic= added if it has none:
+// while no stub is loaded, before `warmcore arm` and while a dump is saved, a
+// kernel that panics must reset by itself. If the line would become too long
+// for a kernel it is returned unchanged: booting matters more.
 func Resets(entry string) string {
 	l := cmdline.Parse(entry)
 	resets(&l, Plain)
@@ -223,9 +223,9 @@ func Resets(entry string) string {
 	return entry
 }
 
-// KdumpCmdline is the command line of a boot that is left to kdump: the entry's
-// own, so that crashkernel= is there, with what tells the agent where the handoff area is
-// and that this boot can't be armed.
+// KdumpCmdline returns the command line of a boot that is left to kdump: the entry's own,
+// with its crashkernel=, and parameters that tell the agent where the handoff area is and
+// that this boot can't be armed.
 func (p *Plan) KdumpCmdline(entry string) string {
 	l := cmdline.Parse(entry)
 	for _, name := range []string{binding.ParamHandoff, binding.ParamHugePages, binding.ParamDropped, binding.ParamKdump} {
@@ -247,9 +247,9 @@ func LocksDown(entry string) (parameter string, ok bool) {
 // (v6.12).
 const maxCmdline = 2047
 
-// resets makes a panic end in a reset. What somebody has set stays, but for 0
-// in a capture boot: a crash there would keep the machine down and the dump
-// from being offered again. It returns what it takes out.
+// resets makes a panic end in a reset. A timeout that somebody has set stays,
+// except for 0 in a capture boot: a crash would halt the machine and keep the
+// dump from being offered again. It returns what it removes.
 func resets(l *cmdline.Line, kind Kind) (dropped []cmdline.Param) {
 	if kind == Capture {
 		dropped = l.Remove(func(w cmdline.Param) bool {
@@ -266,8 +266,8 @@ func resets(l *cmdline.Line, kind Kind) (dropped []cmdline.Param) {
 	return dropped
 }
 
-// timeout reads a number of seconds as the kernel does. Where it is none, the
-// kernel keeps what it has.
+// timeout reads a number of seconds as the kernel does. If it is not a
+// number, the kernel keeps its value.
 func timeout(w cmdline.Param) (seconds int64, ok bool) {
 	seconds, err := strconv.ParseInt(w.Value, 0, 32)
 	return seconds, err == nil

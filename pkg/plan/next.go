@@ -71,7 +71,7 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 }
 
 // WholeMap returns the memory map for a normal kernel that is left to kdump: all
-// of the firmware's but the handoff area.
+// of the firmware's map except the handoff area.
 func (p *Plan) WholeMap() memmap.Map {
 	h := phys.Set{p.Handoff}
 	var m memmap.Map

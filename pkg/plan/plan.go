@@ -228,7 +228,7 @@ func (p *Plan) blocks(s phys.Set) phys.Set {
 // hull returns the range from the start to the end of s, which isn't empty.
 func hull(s phys.Set) phys.Range { return phys.Range{Start: s[0].Start, End: s[len(s)-1].End} }
 
-// above says, for messages, where RAM is looked for.
+// above says, for messages, where RAM was searched.
 func above(a Arch) string {
 	if a.Low.Empty() {
 		return ""

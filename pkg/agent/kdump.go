@@ -9,11 +9,11 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// leaveWord tells the payload that arming was refused for a reason that lasts,
-// so that it leaves the next boot to kdump. Memory that is in use where it
-// should not be is no such reason: the next boot has it otherwise. What a boot
-// refuses later than at its start isn't either: kexec_load may have been
-// disabled meanwhile, as sysctl.d does, and always is in a capture boot.
+// leaveWord tells the payload that arming was refused for a lasting reason, so
+// that it leaves the next boot to kdump. Memory in use where it should not be
+// is not a lasting reason: in the next boot that may differ. Nor is what is
+// refused later than at the boot's start: kexec_load may have been disabled
+// meanwhile, as sysctl.d can, and always is in a capture boot.
 func (x *session) leaveWord(err error) {
 	var r *outcome.Refusal
 	var t *transient
@@ -34,16 +34,16 @@ func (x *session) leaveWord(err error) {
 	}
 }
 
-// transient is a refusal that the next boot may not see.
+// transient is a refusal that may not recur in the next boot.
 type transient struct{ error }
 
 func (t *transient) Unwrap() error { return t.error }
 
-// leftToKdump is why a boot that the payload left to kdump can't be armed. Where
-// the reason is gone, it has the next boot planned for dumps again.
+// leftToKdump says why a boot that the payload left to kdump can't be armed. If
+// the reason no longer holds, it has the next boot planned for dumps again.
 func (x *session) leftToKdump() error {
 	for _, c := range append(readiness.Kernel(os.DirFS(x.Root)), readiness.Wanted(x.Settings().Arm)) {
-		// The area for the stub is kdump's own in this boot.
+		// In this boot kdump has the memory that the stub would need.
 		if c.Verdict == readiness.Refuse && c.Name != readiness.CrashMemory {
 			return refuse(c.Remedy, "this boot is left to kdump: %s", c.Reason)
 		}

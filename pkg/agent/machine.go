@@ -15,7 +15,8 @@ type machine interface {
 	area() stubArea
 	// stub returns the image to load into area.
 	stub(area, handoff phys.Range, nonce [16]byte) (image phys.Segment, entry uint64, err error)
-	// check says why a machine of this architecture can't keep the promise.
+	// check returns an error if the machine can't keep Arm's promise, for a
+	// reason of this architecture.
 	check(x *session) error
 }
 
@@ -26,13 +27,14 @@ type stubArea struct {
 	kernel      string // the kernel parameter that reserves it
 }
 
-// machines finds out about a machine, by its architecture as in GOARCH.
+// machines has, for each GOARCH, the function that examines the machine.
 var machines = map[string]func(*System) (machine, error){
 	"amd64": func(s *System) (machine, error) { return s.amd64() },
 	"arm64": func(s *System) (machine, error) { return s.arm64() },
 }
 
-// machine finds out about the machine that this program was built for.
+// machine examines the machine, of the architecture that this program was
+// built for.
 func (s *System) machine() (machine, error) {
 	arch := s.Arch
 	if arch == "" {
@@ -45,7 +47,8 @@ func (s *System) machine() (machine, error) {
 	return find(s)
 }
 
-// segment returns a stub's image as what to load at the start of area.
+// segment returns the segment that puts a stub's image at the start of
+// area.
 func segment(image []byte, area phys.Range) (phys.Segment, error) {
 	where, ok := phys.Sized(area.Start, uint64(len(image)))
 	if !ok || !area.Contains(where) {

@@ -12,7 +12,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// Moved is what Release, Lend and Reclaim did.
+// Moved is the result of Release, Lend and Reclaim.
 type Moved struct {
 	Bytes       uint64     `json:"bytes"`        // switched by this call
 	Blocks      int        `json:"blocks"`       // of memory
@@ -52,9 +52,9 @@ type parts struct {
 }
 
 // parts lists the memory blocks by role. A block that isn't wholly of one
-// kind is in neither list, and so is one that touches boot memory or the
-// handoff area, because roles don't overlap; that is proved again here, for
-// the plan was read from memory that a crashed kernel could write.
+// role is in neither list; nor is one that touches boot memory or the
+// handoff area, because roles don't overlap. That is checked again here,
+// because the plan was read from memory that a crashed kernel could write.
 func (x *session) parts() (p parts, err error) {
 	keep := x.plan(registration.RoleBoot, registration.RoleHandoff, registration.RoleLost).Union(phys.Set{x.area.Range()})
 	h := x.hotplug()
@@ -69,9 +69,9 @@ func (x *session) parts() (p parts, err error) {
 	return p, nil
 }
 
-// addMemory makes memory blocks, offline, of the memory in want, which the
-// kernel was told to leave alone. If the error is a Refusal there are none; else
-// only those that it names are missing.
+// addMemory adds memory blocks, offline, for the memory in want, which the
+// kernel was told to leave alone. If the error is a Refusal no block was added;
+// any other error names the ones that are missing.
 func (x *session) addMemory(want phys.Set) error {
 	h := x.hotplug()
 	if release, err := x.running().Text("proc/sys/kernel/osrelease"); err == nil {
@@ -80,8 +80,8 @@ func (x *session) addMemory(want phys.Set) error {
 				"this kernel can't take memory that was hidden from it: it has no %s", strings.Join(missing, ", "))
 		}
 	}
-	// Whatever the policy, and whatever udev does at "add": what is added now
-	// is switched online by us, in the zone that it must be in.
+	// Whatever the policy is, and whatever udev does at "add", only we switch
+	// these blocks online, in the zone that they must be in.
 	was, err := h.HoldBack()
 	if err != nil {
 		return refuse("see why this can't be written, as root on the host", "added memory can't be kept offline: %v", err)
@@ -118,7 +118,8 @@ func (x *session) addMemory(want phys.Set) error {
 
 // Release gives preserved memory, window and destination to the running
 // kernel: the first for everything, the others for user pages only. discard
-// allows it though the dump was not saved. Broken off, it can be done again.
+// allows that although the dump was not saved. If it is interrupted, it can
+// be repeated.
 func (s *System) Release(discard bool) (Moved, error) {
 	x, err := s.open(true)
 	if err != nil {
@@ -187,8 +188,8 @@ func (x *session) give(verb string, roles ...registration.Role) (Moved, error) {
 	return m, m.unmoved(verb, "left", len(p.preserved)+len(p.lendable))
 }
 
-// giveBack gives memory that is not the payload's, such as CXL, back to the policy
-// of this kernel. A failure is logged only: our own memory is where it should be.
+// giveBack returns memory that is not the payload's, such as CXL, to this kernel's
+// own policy. A failure is only logged: our own memory is where it should be.
 func (x *session) giveBack() {
 	var all []registration.Role
 	for _, p := range x.block.Plan {
@@ -203,7 +204,7 @@ func (x *session) giveBack() {
 	}
 }
 
-// unmoved is the error of verb for the memory blocks that did not move.
+// unmoved returns verb's error for the memory blocks that did not move.
 func (m Moved) unmoved(verb, state string, blocks int) error {
 	if len(m.Left) == 0 {
 		return nil
@@ -211,8 +212,8 @@ func (m Moved) unmoved(verb, state string, blocks int) error {
 	return fmt.Errorf("%s: %d of %d memory blocks are %s, the first is %v: %s", verb, len(m.Left), blocks, state, m.Left[0].Range, m.Left[0].Why)
 }
 
-// online switches all of p online. Preserved blocks come first: the memory
-// that describes further memory must come from somewhere.
+// online switches all of p online. Preserved blocks come first: the kernel
+// needs memory for the page structures of the others.
 func (x *session) online(what string, p parts) (m Moved) {
 	h, start := x.hotplug(), x.now()
 	total := uint64(0)

@@ -12,7 +12,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// HugePages says how many huge pages there are of those that the payload left
+// HugePages says how many there are of the huge pages that the payload left
 // out of the capture boot's command line.
 type HugePages struct {
 	PageBytes uint64 `json:"page_bytes,omitempty"` // 0: the kernel's default size, which isn't known
@@ -38,9 +38,10 @@ func (h HugePages) String() string {
 	return text
 }
 
-// production makes of a capture boot whose memory is released what its boot
-// entry asks for: the payload has left out what would have filled boot memory.
-// What can't be had is said, and is no failure: the memory is released.
+// production gives a capture boot, after its memory is released, what its boot
+// entry asks for and the payload left out because it would have filled boot
+// memory. What can't be had is reported and is no failure: the memory is
+// released.
 func (x *session) production(m *Moved) {
 	line, err := x.running().CommandLine()
 	if err != nil {
@@ -54,7 +55,7 @@ func (x *session) production(m *Moved) {
 	}
 }
 
-// hugePages allocates the largest pages first: they are the hardest to have.
+// hugePages allocates the largest pages first: they are the hardest to get.
 func (x *session) hugePages(line cmdline.Line) (all []HugePages) {
 	param, ok := line.Last(binding.ParamHugePages)
 	if !ok {
@@ -68,7 +69,7 @@ func (x *session) hugePages(line cmdline.Line) (all []HugePages) {
 	h := x.hotplug()
 	for i := range pools {
 		if pools[i].Size == 0 {
-			pools[i].Size, _ = h.HugePageSize() // an error comes again below
+			pools[i].Size, _ = h.HugePageSize() // the error comes again below
 		}
 	}
 	slices.SortStableFunc(pools, func(a, b hugetlb.Pool) int { return cmp.Compare(b.Size, a.Size) })

@@ -22,8 +22,8 @@ const crashDir = "var/crash"
 
 // SaveOptions says how to save.
 type SaveOptions struct {
-	// Target is what target.Open takes; "" makes a new directory below
-	// /var/crash. Stdout is the one that it may name.
+	// Target is as target.Open takes it; "" makes a new directory below
+	// /var/crash. Standard output is Stdout.
 	Target string
 	Stdout io.Writer
 	// Dax reads memory from dax devices where they show it, and the rest from
@@ -32,10 +32,10 @@ type SaveOptions struct {
 	dumpwriter.Options
 }
 
-// Save writes the dump that this boot offers to a target and then marks it
-// saved, if the target has proof that it is; saved says so. What it wrote is
-// described by the manifest, which is beside the dump where there is room for
-// it. When ctx ends, what is incomplete is removed, and the dump is still
+// Save writes the dump that this boot offers to a target. It marks the dump
+// saved if the target has proof that it is durable, and then saved is true. m
+// describes what was written; it is put beside the dump if the target can
+// take it. When ctx ends, incomplete files are removed, and the dump is still
 // offered.
 func (s *System) Save(ctx context.Context, o SaveOptions) (m *manifest.Manifest, saved bool, err error) {
 	if err := s.root(); err != nil {
@@ -57,8 +57,7 @@ func (s *System) Save(ctx context.Context, o SaveOptions) (m *manifest.Manifest,
 	case errors.Is(err, errBusy):
 		return nil, false, err
 	default:
-		// A dump is better saved without what the handoff area knows about
-		// it than not saved.
+		// A dump saved without the handoff area's facts is better than none.
 		s.log().Warn("saving without the handoff area", "err", err)
 		x = nil
 	}
@@ -105,7 +104,8 @@ func (s *System) Save(ctx context.Context, o SaveOptions) (m *manifest.Manifest,
 	return m, saved, nil
 }
 
-// noDump says why there is no /proc/vmcore. what begins the sentence.
+// noDump says why there is no /proc/vmcore. what is the start of its
+// sentence.
 func (s *System) noDump(what string) error {
 	nothing := &outcome.Nothing{What: what + "there is no dump in this boot"}
 	x, err := s.open(false)
@@ -123,7 +123,8 @@ func (s *System) noDump(what string) error {
 	return nothing
 }
 
-// savable says whether what /proc/vmcore shows is a dump that needs saving.
+// savable returns an error unless /proc/vmcore shows a dump that still
+// needs saving.
 func (x *session) savable(target string) error {
 	if x == nil || x.block == nil {
 		return nil // better saved than sorry

@@ -21,7 +21,7 @@ type Status struct {
 	Armed  bool   `json:"armed"` // a crash now would be dumped
 	Why    string `json:"why"`   // one sentence
 	State  string `json:"state"` // in the handoff area; "" if there is none
-	// Stub is what a panic would jump to, if the state is armed: loaded,
+	// Stub is what a panic would jump to if the state is armed: loaded,
 	// unloaded, replaced, or unknown where the kernel doesn't show it.
 	Stub    stubState `json:"stub,omitempty"`
 	Boot    string    `json:"boot"` // plain or capture
@@ -43,14 +43,14 @@ type StatusRange struct {
 	MemoryRange
 }
 
-// StatusMemory is how much memory is where, in bytes. What isn't known is absent
-// in JSON: all but TotalKiB without a memory plan, the last two on a kernel
-// without memory hotplug.
+// StatusMemory is how much memory is used for what, in bytes. What isn't known
+// is absent in JSON: without a memory plan all but TotalKiB, on a kernel without
+// memory hotplug the last two.
 type StatusMemory struct {
 	TotalKiB uint64 `json:"total_kib,omitempty"` // of the running kernel
 	*StatusPlan
 	Lent *uint64 `json:"lent,omitempty"` // of what can be lent, in use
-	Kept *uint64 `json:"kept,omitempty"` // of preserved memory, not given back in this boot
+	Kept *uint64 `json:"kept,omitempty"` // preserved memory not given back in this boot
 }
 
 // StatusPlan is the size of the memory plan's parts, in bytes.
@@ -61,7 +61,7 @@ type StatusPlan struct {
 	Preserved uint64 `json:"preserved"` // kept at a crash
 }
 
-// StatusCounters survive resets.
+// StatusCounters are kept across resets.
 type StatusCounters struct {
 	Boots    uint64 `json:"boots"`
 	Captures uint64 `json:"captures"`
@@ -79,12 +79,12 @@ type StatusCapture struct {
 	Seen      uint32     `json:"cpus_seen"`
 }
 
-// Status says how things are. A machine that was not booted by the payload
-// has a status too: it is not armed. Where the handoff area can't be read there
-// is none.
+// Status returns the machine's state. A machine that was not booted by the
+// payload has a status too: not armed. If the handoff area can't be read, there
+// is only the error.
 func (s *System) Status() (Status, error) {
 	if err := s.root(); err != nil {
-		return Status{}, err // what it may see would be half the truth
+		return Status{}, err // what can be seen would be half the truth
 	}
 	st := Status{Schema: StatusSchema, Boot: "plain"}
 	st.Kernel, _ = s.running().Text("proc/sys/kernel/osrelease")
@@ -146,8 +146,8 @@ func (x *session) armed(stub stubState) (bool, string) {
 	case stub == stubReplaced:
 		return false, "the crash image in memory is not the stub that `warmcore arm` would load now: run it"
 	}
-	// The state outlives the boot that it was written in only by mistake:
-	// the payload changes it at every reset.
+	// A state should not outlive the boot that wrote it: the payload changes
+	// it at every reset.
 	if id, err := x.running().Identity(); err == nil && id.BootID != x.block.Identity.BootID {
 		return false, "it was another boot that armed: run `warmcore arm`"
 	}

@@ -50,9 +50,10 @@ func (x *session) stub() stubState {
 	return stubLoaded
 }
 
-// Keep arms again if this boot has armed and the stub has been lost since. A
-// machine that somebody has disarmed stays so. It is an outcome.Nothing if all
-// is well, and a Refusal if a crash could not be dumped.
+// Keep arms again if this boot was armed and has lost its stub since. A
+// machine that somebody has disarmed stays disarmed. The error is an
+// outcome.Nothing if all is well, and a Refusal if a crash could not be
+// dumped.
 func (s *System) Keep() (Armed, error) {
 	x, err := s.open(true)
 	if errors.Is(err, errBusy) {

@@ -11,8 +11,8 @@ import (
 
 const settingsFile = "etc/warmcore.conf"
 
-// Settings reads /etc/warmcore.conf. What is wrong with it is logged, and the
-// default counts.
+// Settings reads /etc/warmcore.conf. Errors in it are logged, and the
+// defaults used instead.
 func (s *System) Settings() settings.Settings {
 	text, err := s.running().Text(settingsFile)
 	if err != nil {
@@ -28,15 +28,15 @@ func (s *System) Settings() settings.Settings {
 	return set
 }
 
-// Unsaved is what was done with a dump that could not be saved.
+// Unsaved says what was done with a dump that could not be saved.
 type Unsaved struct {
 	Action settings.Action `json:"action"`
 	Why    string          `json:"why"`
 	Moved  *Moved          `json:"released,omitempty"`
 }
 
-// Unsaved does what the settings say with a dump that could not be saved. To
-// power off is left to the caller.
+// Unsaved does with a dump that could not be saved what the settings say.
+// Powering off is left to the caller.
 func (s *System) Unsaved() (Unsaved, error) {
 	x, err := s.open(false)
 	if err != nil {

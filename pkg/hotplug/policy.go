@@ -12,7 +12,7 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// autoOnline says what becomes of memory that is added.
+// autoOnline holds the policy for memory that is added.
 var autoOnline = filepath.Join(memory, "auto_online_blocks")
 
 // policies are the values of memhp_default_state= and of auto_online_blocks.
@@ -33,7 +33,7 @@ func (s System) HoldBack() (policy string, err error) {
 	return policy, s.SetPolicy("offline")
 }
 
-// SetPolicy says what is to become of memory that is added.
+// SetPolicy sets the policy for memory that is added.
 func (s System) SetPolicy(policy string) error {
 	if err := s.write(autoOnline, policy); err != nil {
 		return fmt.Errorf("set %s to %s: %w", s.path(autoOnline), policy, err)
@@ -42,8 +42,9 @@ func (s System) SetPolicy(policy string) error {
 }
 
 // OwnPolicy returns the policy that the running kernel would have without the
-// payload: that of its command line, in front of the payload's parameter, or
-// that of config, the kernel's configuration. ok is false if neither says it.
+// payload: the one on its command line before the payload's own parameter,
+// else that of config, the kernel's configuration. ok is false if neither has
+// one.
 func OwnPolicy(line cmdline.Line, config string) (policy string, ok bool) {
 	given := line.All("memhp_default_state")
 	// The kernel ignores what it doesn't know (setup_memhp_default_state in
@@ -53,7 +54,7 @@ func OwnPolicy(line cmdline.Line, config string) (policy string, ok bool) {
 			return given[i].Value, true
 		}
 	}
-	// The second name is that of later kernels, such as Debian's 6.12.
+	// The second option is from later kernels, such as Debian's 6.12.
 	for option, policy := range map[string]string{
 		"CONFIG_MEMORY_HOTPLUG_DEFAULT_ONLINE=y":            "online",
 		"# CONFIG_MEMORY_HOTPLUG_DEFAULT_ONLINE is not set": "offline",

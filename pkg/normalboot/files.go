@@ -189,7 +189,7 @@ func (t folder) resolve(name string) (string, error) {
 		}
 		next := path.Join(at, part)
 		target, err := os.Readlink(filepath.Join(string(t), next))
-		if err != nil { // no link, or nothing: whoever opens it will see
+		if err != nil { // no link, or nothing there: opening it will tell
 			at = next
 			continue
 		}

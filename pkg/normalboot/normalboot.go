@@ -69,7 +69,7 @@ type Entry struct {
 	Once string
 }
 
-// Disks is what was found on the machine's disks.
+// Disks is what a scan found on the machine's disks.
 type Disks struct {
 	Entries []Entry // the default one first
 	// Looked lists every place that was looked at and what was found there.
@@ -78,8 +78,8 @@ type Disks struct {
 }
 
 // fileSystems are tried in this order, each with the options that keep its
-// driver from writing to the disk. Of btrfs it is the top that is mounted, not
-// the default subvolume: GRUB's paths begin there.
+// driver from writing to the disk. btrfs is mounted at its top, not at the
+// default subvolume: GRUB's paths begin there.
 var fileSystems = []struct{ name, options string }{
 	{"ext4", "noload"}, // ext2 and ext3 too
 	{"xfs", "norecovery"},
@@ -91,13 +91,13 @@ var fileSystems = []struct{ name, options string }{
 type Options struct {
 	// Used says whether an entry that is for one boot only has had that boot.
 	Used func(once string) bool
-	// First is the UUID of a file system on which to look before all others;
-	// if entries are there, nothing else is mounted.
+	// First is the UUID of a file system to search before all others; if it
+	// has entries, nothing else is mounted.
 	First string
 	// LeaveOut says which disks not to touch.
 	LeaveOut func(device string) bool
 	// Before is called before a disk is touched, then After when it has
-	// answered, or Silent if it hasn't for long.
+	// answered, or Silent if it hasn't answered for long.
 	Before, After, Silent func(device string)
 }
 
@@ -129,7 +129,7 @@ func Scan(dir string, log *slog.Logger, o Options) (*Disks, error) {
 type access struct {
 	info   superblock.Info
 	points []*mount.MountPoint
-	why    string // nothing is mounted
+	why    string // why nothing is mounted
 }
 
 // scan looks at each disk and waits for it no longer than patience.
@@ -170,7 +170,7 @@ func collect(pool *mount.Pool, devices []device, log *slog.Logger, used func(onc
 		images, why := parseUnused(v.point, devices, pool, log, used)
 		looked = append(looked, fmt.Sprintf("%s (%s): %s", v.name, v.point.FSType, why))
 		for _, image := range images {
-			// A configuration that leads to another one is found twice.
+			// Two configurations may lead to the same entry.
 			if key := image.key(); !seen[key] {
 				seen[key] = true
 				if e, ok := entry(image, v.point.Path); ok {
@@ -377,8 +377,8 @@ func withoutShown(spec, shown []image) []image {
 	return slices.DeleteFunc(spec, func(s image) bool { return kernels[bootconfig.Clean(s.Kernel.Name)] })
 }
 
-// environment is GRUB's environment block, nil without one. Fedora's entries
-// have variables of it, be they read by GRUB or not.
+// environment is GRUB's environment block, nil if there is none. Fedora's
+// entries use its variables even when GRUB doesn't read them.
 func environment(files fs.FS) map[string]string {
 	for _, name := range []string{"grub2/grubenv", "boot/grub2/grubenv", "grub/grubenv", "boot/grub/grubenv"} {
 		if b, err := bootconfig.ReadFile(files, name); err == nil {
@@ -418,7 +418,7 @@ func inBoot(files fs.FS, name string) string {
 	return name
 }
 
-// part is a section of a file, or all of it.
+// part returns a section of a file, or all of it.
 func (i image) part(p bootconfig.Path, s *uki.Section) *lazy {
 	return &lazy{open: func() (io.ReaderAt, int64, error) {
 		f, at, err := openAt(i.files(p.Device), p.Name)
@@ -510,7 +510,7 @@ func payloadParameter(line string) string {
 	return ""
 }
 
-// payloadRelease is in the release of every payload's kernel
+// payloadRelease is part of the release of every payload kernel
 // (boot/kernel/common.config).
 const payloadRelease = "-warmcore"
 
@@ -542,7 +542,7 @@ func (i image) payloadKernel() string {
 	return ""
 }
 
-// IsPayload says whether a kernel is a payload's, from its release or its
+// IsPayload says whether a kernel is a payload's, by its release or its
 // whole version ("Linux version 6.12.57-warmcore (...").
 func IsPayload(version string) bool {
 	release, _, _ := strings.Cut(strings.TrimPrefix(version, "Linux version "), " ")
@@ -590,8 +590,8 @@ func entry(i image, _ string) (Entry, bool) {
 	return e, true
 }
 
-// loaderVariables are systemd-boot's variables, where the running kernel shows
-// EFI variables.
+// loaderVariables reads systemd-boot's variables from the running kernel's EFI
+// variables.
 func loaderVariables() (v bls.Variables) {
 	for name, to := range map[string]*string{
 		"LoaderEntryOneShot": &v.OneShot, "LoaderEntryDefault": &v.Default, "LoaderEntryLastBooted": &v.LastBooted,

@@ -60,7 +60,7 @@ type volume struct {
 	chosen string
 }
 
-// defaultSuffix is what is added to a mount point's path for the file system's
+// defaultSuffix is appended to a mount point's path for the file system's
 // default subvolume.
 const defaultSuffix = ".default"
 
@@ -256,7 +256,7 @@ func (m grubMachine) Probe(name string, what grub.By) string {
 	return ""
 }
 
-// Platform is efi on machines that have an EFI system partition.
+// Platform is efi on machines with an EFI system partition.
 func (m grubMachine) Platform() string {
 	if m.Arch() != "amd64" {
 		return "efi"

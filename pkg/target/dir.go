@@ -25,7 +25,8 @@ type Dir struct {
 	files  []*dirFile
 	named  bool // the files have their names
 
-	// What Commit does, for a test of the order; nil for publish and syncDir.
+	// What Commit calls, replaced by a test of the order; nil means publish
+	// and syncDir.
 	publish func(f *os.File, from, to string) error
 	sync    func(dir string) error
 }
@@ -56,7 +57,7 @@ func (f *dirFile) Sync() error {
 	return nil
 }
 
-// MakeDir makes a directory for one dump, and those above it. It may be there.
+// MakeDir makes a directory for one dump, with its parents. It may exist.
 func MakeDir(path string) (*Dir, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make directory for the dump: %w", err)
@@ -118,15 +119,15 @@ func (d *Dir) Create(_ context.Context, name string, parts int) ([]File, error) 
 		d.files = append(d.files, own)
 		files = append(files, own)
 	}
-	// Again: whoever had the files may have been done in between.
+	// Checked again: another process may have committed in between.
 	if err := d.taken(name, parts); err != nil {
 		return nil, errors.Join(err, d.Abort())
 	}
 	return files, nil
 }
 
-// spare refuses a name that is a source's: what is incomplete may be what
-// somebody wants to read, and claim would remove it.
+// spare refuses the name of a source file: an incomplete file may be one
+// that somebody wants to read, and claim would remove it.
 func (d *Dir) spare(path string) error {
 	st, err := os.Lstat(path)
 	if err != nil {
@@ -226,14 +227,14 @@ func (d *Dir) Commit(context.Context) (durable bool, err error) {
 	return true, nil
 }
 
-// unname takes the names back from the files from number i on.
+// unname takes the final names back from the files from number i on.
 func (d *Dir) unname(i int) {
 	for _, f := range d.files[i:] {
 		publish(f.File, f.final, f.incomplete) // what fails here is explained by what failed before
 	}
 }
 
-// Abort implements Target. Where another file has the name by now, that stays.
+// Abort implements Target. If another file has the name by now, that stays.
 func (d *Dir) Abort() error {
 	if d.named {
 		return nil

@@ -79,7 +79,7 @@ type RandomAccess interface {
 	Sync() error
 }
 
-// Stdout is the name of the place that is standard output.
+// Stdout names standard output as a target.
 const Stdout = "-"
 
 // Open returns the target that where names: Stdout, or a directory for a dump,

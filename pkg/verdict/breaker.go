@@ -9,8 +9,8 @@ import (
 // breakerPeriod is the time over which Limits.Captures counts, in seconds.
 const breakerPeriod = 3600
 
-// firstTime is before any payload was built: 2025-01-01. A clock that says
-// less was never set.
+// firstTime is 2025-01-01, before any payload was built. A clock that
+// shows an earlier time was never set.
 const firstTime = 1_735_689_600
 
 // kept is how many captures a registration lists.
@@ -21,9 +21,9 @@ const kept = len(registration.Counters{}.LastCaptures)
 // each boot and gives up each dump unsaved.
 func breakerBoots(l Limits) uint64 { return uint64(l.Captures) * (uint64(l.Attempts) + 1) }
 
-// clock returns the time of the reset as well as it is known, in Unix seconds.
-// A machine without a battery starts its clock in 1970, or at the time when it
-// was switched off. Then the time at which the crashed kernel's agent armed is
+// clock returns the best known time of the reset, in Unix seconds. A machine
+// without a battery starts its clock in 1970, or at the time when it was
+// switched off. Then the time at which the crashed kernel's agent armed is
 // nearer to the truth, because the normal system may have set the clock. That
 // time lags by one crash, but it does so for every crash, and only the time
 // between crashes counts.

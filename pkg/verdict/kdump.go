@@ -6,8 +6,9 @@ import (
 	"github.com/warmcore/warmcore/pkg/registration"
 )
 
-// Kdump says why the next plain boot is to be left to kdump: there, or without
-// an agent, nobody will arm. It is "" if a plan is worth having.
+// Kdump says why the next plain boot is left to kdump: arming was refused, or
+// no agent has armed for several boots. It is "" if the boot is to be planned
+// for dumps.
 func Kdump(b *registration.Block) (why string) {
 	switch {
 	case b == nil:
@@ -15,15 +16,15 @@ func Kdump(b *registration.Block) (why string) {
 	case b.Refused != "":
 		return b.Refused
 	case b.State == registration.Empty && b.Counters.PrearmStrikes >= maxPrearmStrikes && len(b.Plan) > 0:
-		// The payload stopped pre-arming, and a whole boot later still
-		// nobody has armed.
+		// The payload stopped pre-arming, and in the whole boot since then nobody
+		// has armed.
 		return fmt.Sprintf("no agent has armed since %d resets", b.Counters.PrearmStrikes)
 	}
 	return ""
 }
 
 // LeaveToKdump returns the block to store for a boot that is left to kdump: a
-// reset is no crash, and the memory plan counts for nothing.
+// reset is not taken for a crash, and there is no memory plan.
 func LeaveToKdump(old *registration.Block, why string) *registration.Block {
 	b := registration.Block{}
 	if old != nil {

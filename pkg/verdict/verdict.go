@@ -25,7 +25,7 @@ type Limits struct {
 	Attempts uint32
 }
 
-// DefaultLimits is what an image without warmcore.max_captures= uses.
+// DefaultLimits are the limits of an image without warmcore.max_captures=.
 var DefaultLimits = Limits{Captures: 5, Attempts: 3}
 
 // maxPrearmStrikes is how many dumps in a row, of boots in which no agent ever

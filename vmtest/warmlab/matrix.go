@@ -13,8 +13,8 @@ import (
 	"github.com/warmcore/warmcore/vmtest/story"
 )
 
-// matrix is which stories are told with which kernels: those of Debian 12, of
-// 13, and the newest that Debian 13 gets.
+// matrix lists the stories to run with each kernel: that of Debian 12, that
+// of Debian 13, and the newest for Debian 13.
 var matrix = struct{ releases, arches, stories []string }{
 	[]string{"bookworm", "trixie", "trixie-backports"},
 	[]string{"amd64", "arm64"},
@@ -26,14 +26,13 @@ type cell struct {
 	Release string `json:"release"`
 	Arch    string `json:"arch"`
 	Story   string `json:"story"`
-	// Report is the story's; of one that couldn't begin, only Error is there.
+	// Report is the story's own; a story that couldn't begin has only Error.
 	Report *story.Report `json:"report,omitempty"`
 	Error  string        `json:"error,omitempty"`
 }
 
-// runMatrix tells all stories of the matrix, whether or not one fails, and
-// prints the result of each at the end. What --arch, --release and --story name
-// bounds it.
+// runMatrix runs all stories of the matrix even if one fails, and prints each
+// result at the end. --arch, --release and --story select a part of it.
 func runMatrix(ctx context.Context, f flags, stdout io.Writer) error {
 	cells := f.cells()
 	failed := 0
@@ -68,7 +67,7 @@ func runMatrix(ctx context.Context, f flags, stdout io.Writer) error {
 	return nil
 }
 
-// cells are the runs that the flags leave.
+// cells returns the runs that the flags select.
 func (f flags) cells() (cells []cell) {
 	only := func(all []string, flag, value string) []string {
 		if f.set[flag] {

@@ -25,14 +25,14 @@ import (
 	"github.com/warmcore/warmcore/pkg/bootconfig/uki"
 )
 
-// Entry is an entry with what decides on its place.
+// Entry is an entry and what determines its place in the menu.
 type Entry struct {
 	bootconfig.Entry
 	File       string // its name, with counters and suffix
 	SortKey    string
 	MachineID  string
 	HasOptions bool // there was an options line
-	// TriesLeft is -1 for an entry that doesn't count.
+	// TriesLeft is -1 for an entry without a try counter.
 	TriesLeft, TriesDone int
 }
 
@@ -180,8 +180,8 @@ func cutTries(file string) (id string, left, done int) {
 	return name[:plus] + suffix, left, done
 }
 
-// compare is systemd-boot's order of its menu (boot_entry_compare in
-// src/boot/boot.c, v256).
+// compare orders entries as systemd-boot's menu does (boot_entry_compare
+// in src/boot/boot.c, v256).
 func compare(a, b Entry) int {
 	if r := trueLast(a.TriesLeft == 0, b.TriesLeft == 0); r != 0 {
 		return r
@@ -220,7 +220,7 @@ type Variables struct {
 	LastBooted string // LoaderEntryLastBooted, for "@saved"
 }
 
-// Config is what systemd-boot would show.
+// Config is the menu that systemd-boot would show.
 type Config struct {
 	Entries  []bootconfig.Entry // the default one first, then in the order of its menu
 	Warnings []string
@@ -262,8 +262,8 @@ func Read(fsys fs.FS, arch string, v Variables) Config {
 	return c
 }
 
-// defaultPattern is the entry that is chosen for good: by the variable, else
-// by loader.conf.
+// defaultPattern is the pattern of the permanent default entry: from the
+// variable, else from loader.conf.
 func defaultPattern(fsys fs.FS, v Variables) string {
 	pattern := v.Default
 	if pattern == "" {
@@ -286,8 +286,8 @@ func defaultPattern(fsys fs.FS, v Variables) string {
 	return pattern
 }
 
-// match finds the first entry that a pattern with *, ? and [] means. Old
-// versions of systemd-boot wanted it without the suffix .conf.
+// match finds the first entry that matches a pattern with *, ? and []. Old
+// versions of systemd-boot wanted the pattern without the suffix .conf.
 func match(entries []Entry, pattern string) int {
 	if pattern == "" {
 		return -1

@@ -57,7 +57,8 @@ func CompareVersions(a, b string) int {
 	}
 }
 
-// before is the result where only one version goes on with a separator.
+// before is the result where a separator follows in only one of the
+// versions.
 func before(first bool) int {
 	if first {
 		return -1

@@ -14,8 +14,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/cmdline"
 )
 
-// Parse reads a configuration that lies in the folder dir, with a leading
-// slash, to which names without one are relative. The default entry comes
+// Parse reads a configuration in the folder dir, which begins with a slash;
+// names without a leading slash are relative to it. The default entry comes
 // first: the one that default names, else the one with "menu default", else
 // the first.
 func Parse(b []byte, dir string) []bootconfig.Entry {

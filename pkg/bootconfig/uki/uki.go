@@ -14,13 +14,14 @@ import (
 	"strings"
 )
 
-// maxSections is what Windows' loader takes at most; systemd's images have 15.
+// maxSections is the most that Windows' loader accepts; systemd's images have
+// 15.
 const maxSections = 96
 
 // Section is a part of the file.
 type Section struct{ Offset, Size int64 }
 
-// Image is where the parts are; those that aren't there have size 0.
+// Image says where the parts are; those that aren't there have size 0.
 type Image struct {
 	Linux, Initrd, Microcode, Cmdline, OSRelease, DeviceTree Section
 }

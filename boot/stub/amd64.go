@@ -122,8 +122,8 @@ func BuildAMD64(p AMD64Params) (image []byte, entry uint64, err error) {
 	return image, p.Base, nil
 }
 
-// check returns what is wrong with p. It bounds every address to what the
-// image's page tables map.
+// check returns an error if p is invalid. It bounds every address to what
+// the image's page tables map.
 func (p AMD64Params) check() error {
 	image, err := within(p.Base, AMD64Size, phys.PageSize, phys.Range{Start: phys.MiB, End: addressTop})
 	if err != nil {
@@ -187,8 +187,8 @@ func (r ResetRegister) check() error {
 // FADTReset returns the reset register that the FADT names, or none.
 func FADTReset(f acpi.FADT) ResetRegister {
 	r := f.Reset
-	// What the stub doesn't reach must not keep the machine from being armed:
-	// it has other ways to reset.
+	// A reset register that the stub can't reach must not keep the machine
+	// from being armed: the stub has other ways to reset.
 	switch {
 	case r == nil:
 		return ResetRegister{}

@@ -110,7 +110,7 @@ func BuildARM64(p ARM64Params) (image []byte, entry uint64, err error) {
 	return image, p.Base, nil
 }
 
-// check returns what is wrong with p.
+// check returns an error if p is invalid.
 func (p ARM64Params) check() error {
 	bounds := phys.Range{Start: phys.MiB, End: arm64AddressTop}
 	image, err := within(p.Base, ARM64Size, ARM64Size, bounds)

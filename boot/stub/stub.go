@@ -48,8 +48,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// MaxCPUs is how many CPUs an image can list, as many as a registration can
-// describe.
+// MaxCPUs is the most CPUs that an image can list, the same as in a
+// registration.
 const MaxCPUs = 3072
 
 // The crash record's alignment and size, in bytes.

@@ -24,7 +24,7 @@ const (
 	offTables     = 0x1000
 )
 
-// stackSize is how much the code pushes, rounded up.
+// stackSize is how many bytes the code pushes, rounded up.
 const stackSize = 0x100
 
 // AMD64Params are the parameters of an image. Addresses are physical.

@@ -16,8 +16,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/vmcore/kdump"
 )
 
-// maxWorkers at a time, of 1.5 MiB each, are still less than the kernel needs
-// of boot memory. The default on a machine with more CPUs is one for each.
+// maxWorkers workers, of 1.5 MiB each, still need less of boot memory than the
+// kernel does. The default is one worker for each CPU.
 const maxWorkers = 1024
 
 // dumpFlags are the flags of verbs that write a dump.
@@ -69,19 +69,21 @@ func (d *dumpFlags) options() (o dumpwriter.Options, err error) {
 	return o, nil
 }
 
-// usageError is a flag's value that makes no sense.
+// usageError is a flag value that makes no sense.
 type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }
 
-// context returns what a dump is written under. Signals that ask for an end make
-// one, in which what is incomplete is removed; the second one ends the program at
-// once, for the disk may be what it waits for. Those that were ignored when it
-// began stay so. A dump for standard output leaves nothing to remove, and a
-// reader that has stopped would keep it from ending.
+// context returns the context in which a dump is written. A signal that asks the
+// program to end cancels it, and incomplete files are removed; a second signal
+// ends the program at once, in case the disk is what it waits for. Signals that
+// were ignored at the start stay ignored. With a dump on standard output no
+// signal is caught: there is nothing to remove, and a reader that has stopped
+// would keep the program from ending.
 //
-// A reader of the messages, or of the dump, that went away is an error of that
-// write, not a signal: it must not end a save, or end it without a word.
+// If the reader of the messages, or of the dump, has gone away, that is an error
+// of the write, not a signal: it must not end a save, nor end it without a
+// message.
 func (c *call) context(where string) (ctx context.Context, stop func()) {
 	signal.Ignore(syscall.SIGPIPE)
 	var end []os.Signal

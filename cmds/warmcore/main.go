@@ -43,7 +43,8 @@ func main() {
 	}))
 }
 
-// environment is what a run works on, so that a test can bring its own.
+// environment is everything that a run depends on, so that a test can
+// replace it.
 type environment struct {
 	stdout, stderr io.Writer
 	system         agent.System
@@ -51,7 +52,7 @@ type environment struct {
 	off            func() error // nil: systemctl poweroff
 }
 
-// verb is what can be asked for.
+// verb is a command of warmcore.
 type verb struct {
 	name, args, does string
 	flags            func(*flag.FlagSet, *options)
@@ -69,7 +70,7 @@ type options struct {
 	read                           string // where save reads memory
 }
 
-// call is one verb being carried out.
+// call is one verb being run.
 type call struct {
 	environment
 	options
@@ -130,7 +131,7 @@ func usage(w io.Writer) {
 	fmt.Fprint(w, examples)
 }
 
-// run carries out args and returns the exit code.
+// run runs the verb in args and returns the exit code.
 func run(args []string, env environment) int {
 	if len(args) == 0 {
 		usage(env.stderr)
@@ -186,8 +187,8 @@ func (v verb) call(args []string, env environment) int {
 	if len(c.args) > v.maxArgs {
 		return c.finish(v.name, &usageError{fmt.Sprintf("too many arguments: %d, want at most %d", len(c.args), v.maxArgs)})
 	}
-	// Most likely a shell variable that isn't set: don't take it as a wish for
-	// the default.
+	// Most likely a shell variable that isn't set: don't take it for the
+	// default.
 	if slices.Contains(c.args, "") {
 		return c.finish(v.name, &usageError{"an argument is empty"})
 	}
@@ -257,7 +258,7 @@ func (c *call) finish(name string, err error) int {
 	return out.Exit
 }
 
-// print prints a result: as JSON if that was asked for, else the lines.
+// print prints a result: as JSON if --json was given, else the lines.
 func (c *call) print(result any, lines ...string) error {
 	if c.json {
 		return c.printJSON(result)
@@ -380,7 +381,7 @@ func payloadLog(c *call) error {
 	if c.json {
 		return c.printJSON(logs)
 	}
-	// The older first, so that the end is what happened last.
+	// The older boot first, so that the latest messages are at the end.
 	for i := len(logs) - 1; i >= 0; i-- {
 		fmt.Fprintf(c.stdout, "--- boot %d\n%s", logs[i].Boot, logs[i].Text)
 		if !strings.HasSuffix(logs[i].Text, "\n") {
@@ -398,7 +399,7 @@ func printVersion(c *call) error {
 	return c.print(map[string]string{"version": v}, "warmcore "+v)
 }
 
-// plainHandler prints warnings as the errors are printed: one line, no time.
+// plainHandler prints warnings in the form of errors: one line, no time.
 type plainHandler struct {
 	w     io.Writer
 	level slog.Level

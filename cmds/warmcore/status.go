@@ -24,7 +24,7 @@ func status(c *call) error {
 	return nil
 }
 
-// errNotArmed is for status, which says on standard output what is missing.
+// errNotArmed is status' error; standard output says what is missing.
 var errNotArmed = errors.New("not armed")
 
 // statusLines returns the status for people.

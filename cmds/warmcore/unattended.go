@@ -12,8 +12,8 @@ import (
 	"github.com/warmcore/warmcore/pkg/settings"
 )
 
-// giveUpAfter is how long a save that is to stop may take to remove what is
-// incomplete.
+// giveUpAfter is how long a cancelled save may take to remove incomplete
+// files.
 const giveUpAfter = 10 * time.Second
 
 // limits bound a save that nobody watches; 0 is no limit.
@@ -22,8 +22,8 @@ type limits struct {
 }
 
 // within runs save, which reports its progress, for as long as the limits
-// allow. It then ends save's context, and returns without it if that doesn't
-// help: a target that hangs may never let it go.
+// allow. Then it cancels save's context, and returns without waiting for
+// save if that doesn't help: a target that hangs may never let it go.
 func (l limits) within(ctx context.Context, save func(ctx context.Context, progressed func()) error) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -48,7 +48,7 @@ func (l limits) within(ctx context.Context, save func(ctx context.Context, progr
 		select {
 		case err := <-done:
 			if err != nil && over != nil {
-				return over // it stopped because it was told to
+				return over // it stopped because it was cancelled
 			}
 			return err
 		case <-alive:

@@ -50,7 +50,7 @@ was reset while armed. Parameters are read from the kernel's command line:
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
-// exitRefused is for a machine that is not in its payload.
+// exitRefused is the exit code outside a payload, or on an unknown architecture.
 const exitRefused = 3
 
 func run(args []string, stdout, stderr io.Writer) int {

@@ -22,7 +22,8 @@ import (
 	"github.com/warmcore/warmcore/vmtest/command"
 )
 
-// CacheDir returns where downloads and what is unpacked of them are kept.
+// CacheDir returns the directory for downloads and the packages unpacked
+// from them.
 func CacheDir() (string, error) {
 	dir, err := os.UserCacheDir() // XDG_CACHE_HOME or ~/.cache
 	if err != nil {
@@ -102,7 +103,7 @@ func (a *Arch) apt(ctx context.Context, cache, suite string) ([]string, error) {
 	return argv, err
 }
 
-// listsAge is how old lists of our own may be.
+// listsAge is the age at which our own package lists are fetched again.
 const listsAge = 24 * time.Hour
 
 // DownloadAll returns the files of Debian packages, in the order of pkgs, in the

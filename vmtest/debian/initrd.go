@@ -20,16 +20,16 @@ import (
 	"github.com/warmcore/warmcore/vmtest/holes"
 )
 
-// Modules that the stories need on each architecture, beside its own. What
-// these depend on comes with them, and is not listed: it differs between
-// kernels. Those that a kernel has built in are left out.
+// Modules that the stories need on each architecture, besides its own.
+// Those that they depend on are added, not listed: they differ between
+// kernels. Modules built into a kernel are left out.
 var Modules = []string{
 	"virtio_pci", "virtio_blk", "virtio_console", "ext4", // disk and port
 	"i6300esb",
 }
 
-// memoryModules are for preserved memory. A kernel that can't take memory has
-// none of some.
+// memoryModules are needed to give preserved memory back. A kernel that can't
+// take memory lacks some of them.
 var memoryModules = []string{"kmem", "device_dax", "dax_pmem", "nd_pmem", "nd_btt", "libnvdimm"}
 
 // moduleIndex are the files beside modules.dep that modprobe reads.
@@ -38,7 +38,7 @@ var moduleIndex = []string{
 	"modules.builtin", "modules.builtin.bin", "modules.builtin.alias.bin", "modules.builtin.modinfo", "modules.order", "modules.devname",
 }
 
-// Initrd is what goes into the initrd of the normal kernel.
+// Initrd is the contents of the normal kernel's initrd.
 type Initrd struct {
 	Kernel  Kernel
 	Kmod    Programs

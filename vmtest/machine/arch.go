@@ -20,8 +20,8 @@ type Arch struct {
 // arches are all of them.
 var arches = []*Arch{AMD64, ARM64}
 
-// Layout returns where a machine with memory bytes of RAM has it.
+// Layout returns where a machine with memory bytes of RAM has that RAM.
 func (a *Arch) Layout(memory uint64) truth.Layout { return a.ram(memory) }
 
-// RAM returns the same as a set.
+// RAM returns a Layout's memory as a set.
 func (a *Arch) RAM(memory uint64) phys.Set { return a.ram(memory).RAM() }

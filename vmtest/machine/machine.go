@@ -59,7 +59,7 @@ func Start(ctx context.Context, o Options, dir string) (*Machine, error) {
 	return m, nil
 }
 
-// tmpfs is where RAM files lie if they fit.
+// tmpfs is where RAM files go if they fit.
 const tmpfs = "/dev/shm"
 
 // ramFolder returns tmpfs if it, and the host's memory, have need bytes and
@@ -144,9 +144,9 @@ func (m *Machine) fail(op string, err error) error {
 	}
 }
 
-// writeRegisters writes registers.txt, which says where the CPUs are of a
-// machine that hangs: twice, to see whether they move. It does what it can,
-// and returns the lines with the program counters.
+// writeRegisters writes registers.txt with the state of a hanging machine's
+// CPUs, twice, to see whether they move. It ignores errors, and returns the
+// lines with the program counters.
 func (m *Machine) writeRegisters() (cpus []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -302,10 +302,10 @@ func (m *Machine) reset(ctx context.Context) error {
 	return m.cont(ctx)
 }
 
-// ResetInto resets the machine warm, with its RAM kept, into other firmware: as
+// ResetInto resets the machine warm, with its RAM kept, into other firmware, as
 // if the flash had been written while the machine ran. change changes the
-// options that say what is started. It is for a machine that stands still
-// after WaitReset.
+// options that choose the firmware. The machine must stand still after
+// WaitReset.
 func (m *Machine) ResetInto(ctx context.Context, change func(o *Options)) error {
 	m.proc.kill()
 	change(&m.opts)

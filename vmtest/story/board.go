@@ -24,7 +24,7 @@ type board struct {
 	emulated string
 	// entry is the function through which user space enters the kernel.
 	entry string
-	// unplanned is what arm says after a boot without a plan.
+	// unplanned is arm's message after a boot without a plan.
 	unplanned string
 	// dax says that a dump can be read from dax devices here.
 	dax bool

@@ -35,8 +35,8 @@ func (l *Lab) ready(seed uint64) (truth.Painting, error) {
 	return painting, l.lend()
 }
 
-// lend brings window and destination online, or sees that the agent says why
-// it can't.
+// lend brings window and destination online, or checks that the agent says
+// why it can't.
 func (l *Lab) lend() error {
 	if !l.files.takesMemory {
 		return l.refused(3, cannotTake, "warmcore", "lend")
@@ -44,7 +44,7 @@ func (l *Lab) lend() error {
 	return l.Warmcore("lend")
 }
 
-// cannotTake is what the agent says on a kernel without ZONE_DEVICE.
+// cannotTake is the agent's message on a kernel without ZONE_DEVICE.
 const cannotTake = "can't take memory that was hidden from it"
 
 // saved is a dump on the disk and what it is to be compared with.
@@ -54,8 +54,9 @@ type saved struct {
 	ram      *truth.RAM
 	painting truth.Painting
 	block    *registration.Block
-	// then is the registration of the boot that crashed, if its plan was
-	// another: what the dump lacks of that, it names as lost.
+	// then is the registration of the boot that crashed, if that boot had
+	// another plan: memory of that plan that the dump lacks must be named as
+	// lost.
 	then *registration.Block
 	// written is what a device wrote to after the reset.
 	written phys.Set
@@ -69,7 +70,7 @@ func (l *Lab) save(dir string, ram *truth.RAM, painting truth.Painting) (saved, 
 	}
 	whole := ""
 	if l.story.SaveTwice {
-		// As users do it; and all pages, to compare them.
+		// Saved as users do it, and with all pages, to compare the two.
 		if _, err := l.Command("warmcore", "save", dir); err != nil {
 			return saved{}, err
 		}
@@ -278,8 +279,8 @@ func (l *Lab) enough() error {
 	return nil
 }
 
-// ownPercent of the memory that a kernel has without us comes back with our
-// payload kernel, on a machine of any size.
+// ownPercent is the share of the memory that a kernel has without warmcore
+// that must come back with our payload kernel, on a machine of any size.
 const ownPercent = 99
 
 // big is a crash with a large initrd. Where boot memory is at the top, it lies

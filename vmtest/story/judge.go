@@ -57,8 +57,8 @@ func (l *Lab) compare(d saved) error {
 			return err
 		}
 	}
-	// What a dump must not hold: what no plan has, and all of the plan but boot
-	// memory and what is preserved. All other RAM it must hold.
+	// A dump must not hold RAM outside the plan, nor parts of the plan other
+	// than boot memory and preserved memory. All other RAM it must hold.
 	excluded := l.board.undumped(l.Memory)
 	excluded = excluded.Union(planned(cmp.Or(d.then, d.block), false)).Union(d.written)
 	if d.whole != "" {
@@ -142,8 +142,8 @@ func (l *Lab) compareFile(d saved, name string, excluded phys.Set) (*Dump, error
 	return &Dump{Path: name, Format: dump.Format(), Bytes: info.Size(), Pages: dump.Memory().Size() / phys.PageSize}, nil
 }
 
-// wantLost returns what a dump names as lost, which must be just the memory
-// that the crashed boot's plan dumps and that of the payload which copied
+// wantLost returns the memory that a dump must name as lost: what the
+// crashed boot's plan dumps and the plan of the payload that copied
 // doesn't.
 func (l *Lab) wantLost(d saved, f *os.File, size int64) (phys.Set, error) {
 	dump, err := dumpfile.New(f, size)
@@ -252,9 +252,9 @@ func exists(name string) bool {
 }
 
 // samePages checks that our filtered dump has every page that makedumpfile
-// keeps at the same level. Where the two differ, classes says what the pages
-// were, and so which is right: neither is by itself. Without it, makedumpfile
-// is, on a kernel that it knows.
+// keeps at the same level. Where they differ, classes says what the pages
+// were and so which filter is right. Without classes, makedumpfile counts as
+// right on kernels that it knows.
 func (l *Lab) samePages(theirs string, classes func(phys.Set) (map[string]phys.Set, error)) error {
 	ours, f, err := l.open("vmcore")
 	if err != nil {

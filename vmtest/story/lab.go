@@ -26,7 +26,8 @@ import (
 	"github.com/warmcore/warmcore/vmtest/truth"
 )
 
-// Options are what a story is run with; zero values are the story's own.
+// Options say how to run a story; a zero value leaves the choice to the
+// story.
 type Options struct {
 	Arch   string // amd64 or arm64
 	Memory uint64 // bytes of RAM
@@ -37,8 +38,8 @@ type Options struct {
 	// Kernel and Modules are a normal kernel and its lib/modules/RELEASE with
 	// modules.dep, instead of what Debian has today.
 	Kernel, Modules string
-	// Release is the release of Debian whose kernel is the normal one, such as
-	// trixie-backports; empty for what this host's has.
+	// Release is the Debian release whose kernel is the normal one, such as
+	// trixie-backports; empty means this host's release.
 	Release  string
 	Payload  string // "own" or "stock": our payload kernel or Debian's
 	Trigger  string // sysrq-c, watchdog, ...
@@ -79,7 +80,7 @@ type Lab struct {
 	booted     time.Duration
 }
 
-// built is what stories share.
+// built is shared by all stories.
 type built struct {
 	kernel debian.Kernel
 	kmod   debian.Programs
@@ -119,7 +120,7 @@ func openGuest(ctx context.Context, arch *debian.Arch, o Options) (b built, err 
 	return b, errors.Join(build.Guest(ctx, arch.Name, b.guest), build.Program(ctx, arch.Name, "./cmds/warmcore", b.warmcore))
 }
 
-// debianKernel is what a release of Debian has today.
+// debianKernel returns the kernel that a Debian release has today.
 func debianKernel(ctx context.Context, cache, release string, kmod debian.Programs) (debian.Kernel, error) {
 	packages, err := kmod.Arch.KernelPackages(ctx, cache, release)
 	if err != nil {
@@ -248,9 +249,9 @@ func (l *Lab) rewriteGRUB(old, new string) error {
 	return l.disk.Replace(l.ctx, debian.GRUBConfigPath, cfg)
 }
 
-// cmdline is what the boot entry has after root= and ro, as Debian's installer
-// leaves it: quiet, with the console where a serial one was chosen. What a
-// story adds is l.params.
+// cmdline returns the boot entry's parameters after root= and ro, as Debian's
+// installer leaves them: quiet, and the console where a serial one was chosen.
+// A story adds l.params.
 func (l *Lab) cmdline() string {
 	return strings.TrimSpace(l.emulated("quiet console="+l.board.Console) + " " + l.params)
 }
@@ -277,7 +278,7 @@ func (l *Lab) waitGuest() error {
 		return l.Machine.Fail("boot", fmt.Errorf("the guest complains: %s", g.Notes[0].Message.Text))
 	}
 	l.Report.Boots = append(l.Report.Boots, Boot{Kind: g.Kind, Seconds: l.seconds(g.Event.T)})
-	if b, err := l.Registration(); err == nil { // there is none without a plan
+	if b, err := l.Registration(); err == nil { // without a plan there is none
 		if err := l.writePlan(b); err != nil {
 			return err
 		}
@@ -286,14 +287,15 @@ func (l *Lab) waitGuest() error {
 	return nil
 }
 
-// handedOver matches the payload's last line, which it prints when all is in H.
+// handedOver matches the payload's last line, which it prints when everything
+// is in H.
 func handedOver(e machine.Event) bool {
 	return e.Source == machine.FromConsole && strings.HasSuffix(strings.TrimSpace(e.Text), "warmcore: start")
 }
 
-// seconds says where the time went between the reset and user space at up.
-// The payload's own clock tells how long it ran; the kernel's part begins
-// before its clock, with its decompression.
+// seconds divides the time between the reset and user space at up. The
+// payload's own clock tells how long it ran; the kernel's part includes
+// its decompression, which is before its clock starts.
 func (l *Lab) seconds(up time.Duration) (s Seconds) {
 	for _, e := range l.Machine.Timeline.Events() {
 		if e.T >= l.booted && handedOver(e) {
@@ -315,7 +317,7 @@ func (l *Lab) readHandoff() ([]byte, error) {
 	return b, l.Machine.Peek(l.board.handoff.Start, b)
 }
 
-// Registration returns what H has now.
+// Registration returns the registration that is in H now.
 func (l *Lab) Registration() (*registration.Block, error) {
 	h, err := l.readHandoff()
 	if err != nil {
@@ -398,7 +400,7 @@ func (l *Lab) memTotal() (uint64, error) {
 	return info["MemTotal"], err
 }
 
-// want fails the story unless the boot is of the kind.
+// want fails the story unless the boot is of this kind.
 func (l *Lab) want(kind string) error {
 	if l.Guest.Kind != kind {
 		log, _ := l.PayloadLog()

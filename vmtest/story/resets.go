@@ -129,10 +129,10 @@ func (l *Lab) powerCycle() error {
 	return errors.Join(l.want(wire.Plain), l.wantLog("no registration: load registration: empty"))
 }
 
-// update has another payload start at the reset than that which started the
-// kernel that crashed: one that wants more boot memory. Some of the kernel's
-// memory is overwritten by that; the dump names it and shows no other. While
-// the dump is offered, the old payload comes back.
+// update resets into another payload than the one that started the crashed
+// kernel: it wants more boot memory, and overwrites some of that kernel's
+// memory. The dump must name that memory as lost and show only the rest.
+// While the dump is offered, the old payload comes back.
 func (l *Lab) update() error {
 	if err := l.Start(); err != nil {
 		return err
@@ -180,7 +180,7 @@ func (l *Lab) update() error {
 	if err != nil {
 		return err
 	}
-	// What the updated payload planned is what it overwrote.
+	// The updated payload overwrote the memory that it planned to use.
 	d.then, d.block = then, updated
 	if err := l.Warmcore("release", "arm"); err != nil {
 		return err

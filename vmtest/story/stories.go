@@ -14,12 +14,13 @@ import (
 	"github.com/warmcore/warmcore/vmtest/machine"
 )
 
-// Story is one way for a machine to crash, or not.
+// Story is one test of the laboratory: one way in which a machine crashes,
+// or doesn't.
 type Story struct {
 	Name    string
 	Tells   string // in one line
 	Default Options
-	Arches  []string // those that it is for; all if empty
+	Arches  []string // those that it runs on; all if empty
 	Run     func(*Lab) error
 
 	// Long keeps a story that takes more than some minutes out of `make vmtest`;

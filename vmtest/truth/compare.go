@@ -24,7 +24,7 @@ const maxWrong = 10
 type Comparison struct {
 	Compared uint64
 	Wrong    uint64
-	Missing  uint64 // expected, and not in the dump
+	Missing  uint64 // expected, but not in the dump
 	// FirstWrong and FirstMissing are up to ten physical addresses each,
 	// the lowest.
 	FirstWrong, FirstMissing []uint64
@@ -34,7 +34,7 @@ func (c Comparison) String() string {
 	return fmt.Sprintf("%d pages compared, %d wrong %#x, %d missing %#x", c.Compared, c.Wrong, c.FirstWrong, c.Missing, c.FirstMissing)
 }
 
-// OK says whether something was compared and all of it was right.
+// OK says whether anything was compared and all of it was right.
 func (c Comparison) OK() bool { return c.Compared > 0 && c.Wrong == 0 && c.Missing == 0 }
 
 func lowest(addrs []uint64) []uint64 {

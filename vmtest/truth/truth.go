@@ -1,7 +1,7 @@
-// Package truth judges dumps by what was in a machine's memory: the RAM as QEMU
-// saw it at one moment is compared with a dump page by page, and pages that a
-// guest painted are computed again. It starts nothing and knows no machine but
-// where that has its RAM.
+// Package truth judges dumps by what was in a machine's memory: it compares the
+// RAM, as QEMU saw it at one moment, with a dump page by page, and computes
+// again the pages that a guest painted. It starts nothing, and of the machine
+// it knows only the layout of its RAM.
 package truth
 
 import (
@@ -19,7 +19,7 @@ import (
 // file has no holes where the address space has some.
 type Layout []phys.Range
 
-// RAM returns the same as a set.
+// RAM returns a Layout's memory as a set.
 func (l Layout) RAM() phys.Set { return phys.NewSet(l...) }
 
 // Offset returns where the byte at physical address addr is in the RAM file;
@@ -59,7 +59,7 @@ func Open(path string, layout Layout) (*RAM, error) {
 	return &RAM{layout, f}, nil
 }
 
-// Ranges returns where the machine has it.
+// Ranges returns the physical addresses at which the machine has RAM.
 func (t *RAM) Ranges() phys.Set { return t.layout.RAM() }
 
 // Close closes and removes the copy.

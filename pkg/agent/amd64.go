@@ -64,8 +64,8 @@ func (s *System) amd64() (m amd64, err error) {
 	return m, nil
 }
 
-// usualLowPage is RAM on every PC, below what boot loaders and firmware leave
-// after it, and not where Linux puts its own trampoline, at the top.
+// usualLowPage is RAM on every PC. It is below the memory that boot loaders
+// and firmware use, and Linux puts its own trampoline elsewhere, at the top.
 const usualLowPage = 0x8000
 
 // lowPage chooses the page in which the stub starts the other CPUs. By then

@@ -144,7 +144,7 @@ func (p *Payload) coreHeader(b *registration.Block, area phys.Range) ([]byte, er
 		}
 	}
 	b.Capture.CPUsWithRegisters = registers
-	// CPUs that were plugged in after arming left registers, but the stub
+	// CPUs that came online after arming left registers, but the stub
 	// didn't know them, so nobody flushed their caches.
 	if c := &b.Capture; c.Reason == registration.ReasonPanic && registers > c.CPUsSeen {
 		p.log.Warn("the stub didn't know all CPUs", "had_registers", registers, "known", c.CPUsSeen,

@@ -76,8 +76,9 @@ func (p *Payload) mounting(devices []string) {
 // errOtherSystem says that the disk of the system that crashed isn't there.
 var errOtherSystem = errors.New("no entry of the system that crashed")
 
-// candidates returns the entries to try, in order. warmcore.boot= comes first. A dump is for the system that crashed: in a capture boot only entries
-// on the file system that it was booted from are tried, first the one that is
+// candidates returns the entries to try, in order. warmcore.boot= comes first.
+// A dump is for the system that crashed: a capture boot tries only entries on
+// the file system that it was booted from, beginning with the one that is
 // known to run on this machine.
 func (p *Payload) candidates(entries []normalboot.Entry) ([]normalboot.Entry, error) {
 	if p.opts.Boot != "" {

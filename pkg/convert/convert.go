@@ -39,6 +39,11 @@ import (
 
 var le = binary.LittleEndian
 
+// DefaultWorkers caps the workers that nobody asked for. Each needs about 1.5
+// MiB: one for each of 256 CPUs would fill a capture boot's boot memory, and no
+// disk is as fast.
+const DefaultWorkers = 32
+
 // Filter says which pages to leave out; a *dumpfilter.Filter is one.
 type Filter interface {
 	// PageSize is the size of the pages that Drop counts, in bytes: the
@@ -86,7 +91,8 @@ type Options struct {
 	// level pages of zeroes are in the file: they cost a page descriptor,
 	// or a hole.
 	DumpLevel int
-	// Workers is how many goroutines work; 0 for one per CPU.
+	// Workers is how many goroutines work; 0 for one per CPU, at most
+	// DefaultWorkers.
 	Workers int
 	// NoHoles writes zeroes where the file could have holes, which the
 	// flattened form doesn't have.
@@ -175,7 +181,7 @@ func Convert(ctx context.Context, src vmcore.Dump, filter Filter, dst []io.Write
 
 func convert(ctx context.Context, src vmcore.Dump, filter Filter, dst []io.WriterAt, o Options) (Result, error) {
 	if o.Workers <= 0 {
-		o.Workers = runtime.GOMAXPROCS(0)
+		o.Workers = min(runtime.GOMAXPROCS(0), DefaultWorkers)
 	}
 	info := *src.Info()
 	info.BlockSize = blockSize(&info, filter)

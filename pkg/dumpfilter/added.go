@@ -17,9 +17,9 @@ const (
 
 // Added returns the memory that the kernel had online and had not had at its
 // boot, in whole sections. It was hot-added; so are window and destination when
-// they are lent. Kernels before 5.4 don't tell such sections from others: of
-// them Added returns none. The error says why the kernel's tables can't be read, or that
-// there are more than limit ranges.
+// they are lent. Kernels before 5.4 don't mark such sections, and Added returns
+// none. The error says why the kernel's tables can't be read, or that there are
+// more than limit ranges.
 func (f *Filter) Added(limit int) (phys.Set, error) {
 	if f.layout == nil {
 		return nil, errors.New("this kernel's page structures are not understood")

@@ -42,7 +42,7 @@ type Options struct {
 	Codec     kdump.Codec // of kdump files
 	Effort    int         // of compression, see kdump.NewEncoder
 	DumpLevel int         // what to leave out, 0 to 31, as makedumpfile -d
-	Workers   int         // 0: one per CPU
+	Workers   int         // 0: one per CPU, at most convert.DefaultWorkers
 	Split     int         // into so many files; 0 and 1: one
 	Flattened bool        // makedumpfile's form for pipes; always where the target has no random access
 	SHA256    bool        // of each whole file, too: reads it again, on one CPU

@@ -61,7 +61,8 @@ func noteSize(b []byte) (int, error) {
 
 // AddNotes appends the notes in b, the content of one PT_NOTE, to i.Notes,
 // without padding at the end. A note about unreadable memory goes to
-// i.Unreadable instead. A note that doesn't fit becomes a Warning.
+// i.Unreadable instead, one with samples of memory to i.Samples. A note that
+// doesn't fit becomes a Warning.
 func (i *Info) AddNotes(b []byte) {
 	if len(i.Notes)+len(b) > MaxNotes {
 		i.Warn(fmt.Sprintf("notes of %d bytes are left out: more than %d in all", len(b), MaxNotes))

@@ -151,16 +151,19 @@ func (x *session) armed(stub stubState) (bool, string) {
 	if id, err := x.running().Identity(); err == nil && id.BootID != x.block.Identity.BootID {
 		return false, "it was another boot that armed: run `warmcore arm`"
 	}
+	why := "a panic or a reset now is dumped"
 	switch memory, err := x.memoryCheck(); {
 	case err != nil:
 		return false, fmt.Sprintf("which memory this kernel uses is not known: %v", err)
 	case memory.Verdict == readiness.Refuse:
 		return false, memory.Reason + ": " + memory.Remedy
+	case memory.Verdict == readiness.Warn:
+		why += ", but " + memory.Reason
 	}
 	if stub == stubUnknown {
-		return true, "a panic or a reset now is dumped, unless another program has replaced the stub: this kernel doesn't show it"
+		why += ", unless another program has replaced the stub: this kernel doesn't show it"
 	}
-	return true, "a panic or a reset now is dumped"
+	return true, why
 }
 
 func (x *session) measure(m *StatusMemory) {

@@ -103,6 +103,15 @@ func TestStatus(t *testing.T) {
 			m.file("proc/iomem", "00100000-17ffffff : System RAM\n50000000-57ffffff : System RAM (kmem)\n")
 			return m
 		}, why: "overwrites 128 MiB that this kernel uses", state: "armed", boot: "plain"},
+		{name: "memory was added that is not in the plan", setup: func(t *testing.T) *testMachine {
+			m := plainBoot(t)
+			if _, err := m.Arm(); err != nil {
+				t.Fatal(err)
+			}
+			m.file("sys/kernel/kexec_crash_loaded", "1\n")
+			m.file("proc/iomem", "00100000-17ffffff : System RAM\n100000000-107ffffff : System RAM\n")
+			return m
+		}, armed: true, why: "is dumped, but 128 MiB of kernel memory, from 0x100000000 on, would be in no dump", state: "armed", boot: "plain"},
 		{name: "stub unloaded", setup: func(t *testing.T) *testMachine {
 			m := plainBoot(t)
 			if _, err := m.Arm(); err != nil {

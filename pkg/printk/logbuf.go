@@ -99,9 +99,9 @@ func (b *logBuffer) layout(v *vmcoreinfo.Info) error {
 type span struct{ start, end uint64 }
 
 // records reads the parts of the log in the order of time. Only a record says
-// where the next one is, so a corrupt record costs the rest of its part. If
+// where the next one is, so after a corrupt one the next is searched for. If
 // the log has wrapped, its newest records begin at the start of the buffer and
-// are found again there.
+// are found again there in any case.
 func (b *logBuffer) records() Log {
 	var k keeper
 	parts := []span{{b.first, b.next}}
@@ -109,6 +109,7 @@ func (b *logBuffer) records() Log {
 		parts = []span{{b.first, b.text.size}, {0, b.next}}
 	}
 	var sequence uint64
+	searches := 0
 	for i, part := range parts {
 		for at := part.start; at < part.end; sequence++ {
 			n, err := b.record(&k, sequence, at, part.end)
@@ -117,12 +118,62 @@ func (b *logBuffer) records() Log {
 			}
 			if err != nil {
 				k.lost++
-				break
+				if !errors.Is(err, errRecord) && !errors.Is(err, errWrap) || searches == maxSearches {
+					break
+				}
+				searches++
+				n = b.search(at, part.end, i < len(parts)-1) - at
 			}
 			at += n
 		}
 	}
 	return k.log()
+}
+
+// Caps of the search after a corrupt record.
+const (
+	maxSearches = 16      // in a log
+	maxLength   = 1 << 16 // of a record, whose length has 16 bits
+	maxChain    = 16      // records that must be well-formed
+	lengthUnit  = 4       // LOG_ALIGN; 8 on some machines
+)
+
+// search returns where the next record after the corrupt one at an offset is:
+// the first place from which well-formed records lead to the end of the part,
+// or on for a while. It returns end if there is none. wraps says that the part's
+// last record may be followed by an empty header.
+func (b *logBuffer) search(at, end uint64, wraps bool) uint64 {
+	for next := at + lengthUnit; next < end && next-at <= maxLength; next += lengthUnit {
+		if b.chain(next, end, wraps) {
+			return next
+		}
+	}
+	return end
+}
+
+// chain says whether well-formed records begin at an offset.
+func (b *logBuffer) chain(at, end uint64, wraps bool) bool {
+	for i := range maxChain {
+		if b.header > end-at {
+			return false
+		}
+		h, err := b.text.read(at, b.header)
+		if err != nil {
+			return false
+		}
+		n := uint64(le.Uint16(h[b.length:]))
+		if n == 0 {
+			return wraps && i > 0
+		}
+		used := b.header + uint64(le.Uint16(h[b.textLen:])) + uint64(le.Uint16(h[b.dictLen:]))
+		if n < used || n-used >= 8 || n%lengthUnit != 0 || n > end-at {
+			return false
+		}
+		if at += n; at == end {
+			return true
+		}
+	}
+	return true
 }
 
 var (

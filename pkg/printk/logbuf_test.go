@@ -111,12 +111,12 @@ func TestLogBufferCorruptRecord(t *testing.T) {
 		{"nothing", "three", 10, 40, "four five six seven eight", 0}, // it has been overwritten in part
 		{"text longer than the record", "five", 10, 25, "four six seven eight", 1},
 		{"dictionary longer than the record", "four", 12, 0xffff, "five six seven eight", 1},
-		{"length less than the header", "five", 8, 15, "four seven eight", 1},
+		{"length less than the header", "five", 8, 15, "four six seven eight", 1},
 		{"no progress", "eight", 8, 0, "four five six seven", 1},
 		{"wraps early", "six", 8, 0, "four five seven eight", 0}, // as a log may
-		{"length beyond the buffer", "five", 8, 0xfffc, "four seven eight", 1},
-		{"length beyond the newest", "seven", 8, 84, "four five six", 1},
-		{"length into the next", "four", 8, 40 + 16, "four seven eight", 1},
+		{"length beyond the buffer", "five", 8, 0xfffc, "four six seven eight", 1},
+		{"length beyond the newest", "seven", 8, 84, "four five six eight", 1},
+		{"length into the next", "four", 8, 40 + 16, "four six seven eight", 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			b, at := wrapped()
@@ -127,6 +127,17 @@ func TestLogBufferCorruptRecord(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a log that has not wrapped", func(t *testing.T) {
+		b, at := printktest.NewLogBuffer(), map[string]uint32{}
+		for i, text := range []string{"one", "two", "three", "panic"} {
+			at[text] = b.Print(uint64(i), text, "")
+		}
+		le.PutUint16(b.Record(at["two"])[8:], 7)
+		l, err := Read(parse(t, printktest.LogBufferInfo), b)
+		if diff := cmp.Diff([]string{"one", "three", "panic"}, words(l)); diff != "" || err != nil || l.Lost != 1 {
+			t.Errorf("records, error %v, %d lost, want 1 (-want +got):\n%s", err, l.Lost, diff)
+		}
+	})
 	t.Run("a cycle", func(t *testing.T) {
 		// The empty header leads back to the beginning of a log that hasn't
 		// wrapped.

@@ -65,7 +65,7 @@ type Log struct {
 	Records []Record // oldest first
 	// Lost counts the records that were in the log and could not be read:
 	// without a text yet, overwritten, contradictory, or in unreadable memory.
-	// Before v5.10, a record that can't be read hides those that follow it;
+	// Before v5.10, a record that can't be read may hide some that follow it;
 	// they count as one with it.
 	Lost int
 }

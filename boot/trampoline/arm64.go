@@ -8,9 +8,9 @@ import (
 	"github.com/warmcore/warmcore/pkg/phys"
 )
 
-// ARM64Size is the size of every image, in bytes. Once the kernel runs, the
+// arm64Size is the size of every image, in bytes. Once the kernel runs, the
 // image isn't needed any more.
-const ARM64Size = 0x5c
+const arm64Size = 0x5c
 
 const (
 	arm64OffEntry      = 0x010
@@ -33,7 +33,7 @@ type ARM64Params struct {
 //go:embed arm64/trampoline.bin
 var arm64Code []byte
 
-// BuildARM64 returns the image, of ARM64Size bytes. Before the image is
+// BuildARM64 returns the image, of arm64Size bytes. Before the image is
 // entered, the kernel at Entry and the device tree must have been written back
 // from the caches to memory.
 func BuildARM64(p ARM64Params) (image []byte, err error) {

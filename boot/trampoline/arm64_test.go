@@ -35,8 +35,8 @@ func TestARM64Offsets(t *testing.T) {
 	if !bytes.Equal(arm64Code[0x10:0x20], make([]byte, 16)) {
 		t.Error("parameters in trampoline.bin: not all zero")
 	}
-	if len(arm64Code) != ARM64Size {
-		t.Errorf("trampoline.bin: %#x bytes, want %#x", len(arm64Code), ARM64Size)
+	if len(arm64Code) != arm64Size {
+		t.Errorf("trampoline.bin: %#x bytes, want %#x", len(arm64Code), arm64Size)
 	}
 }
 

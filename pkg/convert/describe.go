@@ -101,7 +101,7 @@ func (j *job) loads() ([]vmcore.Load, error) {
 	}
 	var image []vmcore.Load
 	direct := func(uint64) uint64 { return 0 }
-	if v, err := vmcoreinfo.Parse(j.info.VMCOREINFO); err != nil {
+	if v, err := j.info.Kernel(); err != nil {
 		j.warn("where the kernel mapped its memory is not known", err)
 	} else if m, err := mapping(j.src, v); err != nil {
 		j.warn("where the kernel mapped its memory is not known", err)

@@ -24,7 +24,7 @@ import (
 // how many bytes it has looked at, of how many; false ends the search.
 func FindVMCOREINFO(d Dump, more func(done, total uint64) bool) {
 	info := d.Info()
-	if _, err := vmcoreinfo.Parse(info.VMCOREINFO); err == nil {
+	if _, err := info.Kernel(); err == nil {
 		return
 	}
 	s := &searched{dump: d, total: info.Memory.Size(), more: more}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/phys"
 	"github.com/warmcore/warmcore/pkg/vmcore"
-	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
 // Dump is an opened file.
@@ -202,7 +201,7 @@ func (d *Dump) checkPhysBase() {
 	if d.info.VMCOREINFO == nil || d.sub.PhysBase == 0 {
 		return
 	}
-	v, err := vmcoreinfo.Parse(d.info.VMCOREINFO)
+	v, err := d.info.Kernel()
 	if err != nil {
 		return
 	}

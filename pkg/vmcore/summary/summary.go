@@ -127,7 +127,7 @@ func Of(d vmcore.Dump) *Summary {
 	s.registers(info)
 	if info.VMCOREINFO == nil {
 		s.warn("without VMCOREINFO the log can't be read")
-	} else if v, err := vmcoreinfo.Parse(info.VMCOREINFO); err == nil { // else the reader has warned
+	} else if v, err := info.Kernel(); err == nil { // else the reader has warned
 		s.kernel(d, v)
 	}
 	return s

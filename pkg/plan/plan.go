@@ -12,7 +12,7 @@
 //	window (W)       RAM that firmware and the payload use and overwrite at each reset
 //	handoff area (H) what nobody overwrites: registration, crash record, payload log
 //	boot memory (L)  where the normal kernel starts in a capture boot
-//	destination (D)  where the payload copies L before; as big as L
+//	destination (D)  where the payload saves L before a capture boot; as big as L
 //	preserved        all other RAM: kept as the crashed kernel left it
 //	lost             RAM that the boot loader overwrites outside the window
 //	margin           RAM in front of lent memory that its driver keeps for itself

@@ -41,13 +41,10 @@ func (l *Lab) dma() error {
 		return err
 	}
 	l.Step("a device writes to %v, and goes on", ring)
-	junk := bytes.Repeat([]byte{0xd3}, int(phys.MiB))
 	stop, stopped := make(chan struct{}), make(chan error)
 	go func() {
-		for n := byte(0); ; n++ {
-			for i := range junk {
-				junk[i] ^= n | 1
-			}
+		for n := byte(0); ; n++ { // always other bytes than before
+			junk := bytes.Repeat([]byte{n}, int(phys.MiB))
 			for at := ring.Start; at < ring.End; at += phys.MiB {
 				if err := l.Machine.Poke(at, junk); err != nil {
 					stopped <- err

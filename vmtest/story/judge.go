@@ -52,7 +52,13 @@ const wholeName = "vmcore-whole"
 const convertedName = "vmcore.elf"
 
 func (l *Lab) compare(d saved) error {
+	// If memory was lost, it may be that which the log is read from, and the
+	// kernel's page structures: KASLR decides.
+	whole := d.then == nil
 	for _, name := range dumpFiles {
+		if name == manifest.LogName && !whole {
+			continue
+		}
 		if err := l.Extract(path.Join(d.dir, name), filepath.Join(l.Out, name)); err != nil {
 			return err
 		}
@@ -73,8 +79,10 @@ func (l *Lab) compare(d saved) error {
 	if l.Report.Dump, err = l.compareFile(d, "vmcore", excluded); err != nil {
 		return err
 	}
-	if err := l.notDumped(d); err != nil {
-		return err
+	if whole {
+		if err := l.notDumped(d); err != nil {
+			return err
+		}
 	}
 	if l.Keep {
 		return d.ram.Keep(l.ctx, filepath.Join(l.Out, "ram"))

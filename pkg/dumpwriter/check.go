@@ -104,10 +104,10 @@ func (j *job) check(out *written) error {
 		}
 	}
 	if failed > 0 {
-		j.warn(out, fmt.Sprintf("%d of %d pages could be read once, but not a second time", failed, len(j.sampler.taken)), failure)
+		j.warn(&out.warnings, fmt.Sprintf("%d of %d pages could be read once, but not a second time", failed, len(j.sampler.taken)), failure)
 	}
 	if changed > 0 {
-		j.warn(out, fmt.Sprintf("%d of %d pages changed while the dump was written", changed, len(j.sampler.taken)), nil)
+		j.warn(&out.warnings, fmt.Sprintf("%d of %d pages changed while the dump was written", changed, len(j.sampler.taken)), nil)
 	}
 	return nil
 }

@@ -112,6 +112,7 @@ func (j *job) saveDump(ctx context.Context, beside target.Putter, m *manifest.Ma
 	}
 	finish(m, out)
 	j.sampled(m)
+	j.notDumped(m)
 	m.Finished = j.now().UTC()
 	m.Seconds = m.Finished.Sub(m.Started).Seconds()
 	if beside != nil {
@@ -129,11 +130,25 @@ func (j *job) sampled(m *manifest.Manifest) {
 	if len(changed) == 0 {
 		return
 	}
-	text := fmt.Sprintf("%d of %d sampled pages changed after the payload had handed over the dump: a device or firmware writes into memory, first at %#x",
-		changed.Size()/vmcore.SampleSize, read, changed[0].Start)
-	j.log().Warn(text)
-	m.Warnings = append(m.Warnings, text)
+	j.warn(&m.Warnings, fmt.Sprintf("%d of %d sampled pages changed after the payload had handed over the dump: a device or firmware writes into memory, first at %#x",
+		changed.Size()/vmcore.SampleSize, read, changed[0].Start), nil)
 	m.Changed = manifest.Extents(changed)
+}
+
+// maxAdded caps the ranges of added memory in the manifest: a machine has a few.
+const maxAdded = 1024
+
+// notDumped names the memory that the kernel had added after its boot and that
+// isn't in the dump.
+func (j *job) notDumped(m *manifest.Manifest) {
+	var added phys.Set
+	if j.pages != nil {
+		var err error
+		if added, err = j.pages.Added(maxAdded); err != nil {
+			j.warn(&m.Warnings, "memory that the kernel had added after its boot is not known", err)
+		}
+	}
+	m.NotDumped = manifest.Extents(added.Minus(j.src.Info().Memory))
 }
 
 func finish(m *manifest.Manifest, out written) {
@@ -141,7 +156,6 @@ func finish(m *manifest.Manifest, out written) {
 	m.Files = append(m.Files, out.files...)
 	m.Unreadable = manifest.Extents(out.missing.Unreadable)
 	m.MoreUnreadable = out.missing.MoreUnreadable
-	m.NotDumped = manifest.Extents(out.added)
 	m.Warnings = append(m.Warnings, out.warnings...)
 }
 

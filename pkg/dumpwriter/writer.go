@@ -107,6 +107,7 @@ type job struct {
 	files   []*file
 	done    convert.Progress
 	sampler sampler
+	pages   *dumpfilter.Filter // nil if no page can be judged
 }
 
 // written is the result of writing a dump.
@@ -114,7 +115,6 @@ type written struct {
 	dump     manifest.Dump
 	files    []manifest.File
 	missing  convert.Result // Unreadable, MoreUnreadable
-	added    phys.Set       // by the kernel after its boot, and not in the source
 	warnings []string
 }
 
@@ -298,14 +298,13 @@ func (j *job) failed(ctx context.Context, err error) error {
 // convert makes the filter and writes to dst.
 func (j *job) convert(ctx context.Context, dst []io.WriterAt) (out written, err error) {
 	var filter convert.Filter
-	var pages *dumpfilter.Filter
 	info := j.src.Info()
 	if j.kernel == nil {
-		j.warn(&out, "no page is left out, because what the kernel says about its pages can't be read", j.err)
-	} else if pages, err = dumpfilter.New(j.src, j.kernel, info.Memory, dumpfilter.Level(j.DumpLevel)); err != nil {
-		j.warn(&out, "no page is left out", err)
+		j.warn(&out.warnings, "no page is left out, because what the kernel says about its pages can't be read", j.err)
+	} else if pages, err := dumpfilter.New(j.src, j.kernel, info.Memory, dumpfilter.Level(j.DumpLevel)); err != nil {
+		j.warn(&out.warnings, "no page is left out", err)
 	} else {
-		filter = pages
+		j.pages, filter = pages, pages
 	}
 	level := j.DumpLevel
 	if filter == nil {
@@ -330,18 +329,13 @@ func (j *job) convert(ctx context.Context, dst []io.WriterAt) (out written, err 
 	if err != nil {
 		return written{}, err
 	}
-	if pages != nil {
-		for _, text := range pages.Warnings() {
-			j.warn(&out, text, nil)
+	if j.pages != nil {
+		for _, text := range j.pages.Warnings() {
+			j.warn(&out.warnings, text, nil)
 		}
-		added, err := pages.Added(maxAdded)
-		if err != nil {
-			j.warn(&out, "memory that the kernel had added after its boot is not known", err)
-		}
-		out.added = added.Minus(info.Memory)
 	}
 	for _, text := range r.Warnings {
-		j.warn(&out, text, nil)
+		j.warn(&out.warnings, text, nil)
 	}
 	out.missing = r
 	out.dump = manifest.Dump{
@@ -361,15 +355,12 @@ func (j *job) convert(ctx context.Context, dst []io.WriterAt) (out written, err 
 	return out, nil
 }
 
-// maxAdded caps the ranges of added memory in the manifest: a machine has a few.
-const maxAdded = 1024
-
-func (j *job) warn(out *written, what string, err error) {
+func (j *job) warn(warnings *[]string, what string, err error) {
 	if err != nil {
 		what = fmt.Sprintf("%s: %v", what, err)
 	}
 	j.log().Warn(what)
-	out.warnings = append(out.warnings, what)
+	*warnings = append(*warnings, what)
 }
 
 // planned warns if the dump may not fit, and decides which pages are sampled:

@@ -6,6 +6,7 @@ import (
 
 	"github.com/warmcore/warmcore/pkg/elfcore"
 	"github.com/warmcore/warmcore/pkg/phys"
+	"github.com/warmcore/warmcore/pkg/vmcoreinfo"
 )
 
 // The payload takes the checksums of some pages of the crashed kernel's memory
@@ -32,14 +33,9 @@ type Sample struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// PhysReader reads physical memory. It fails if it can't read all of p.
-type PhysReader interface {
-	ReadPhys(p []byte, addr uint64) error
-}
-
 // TakeSamples takes MaxSamples samples at even distances in memory, or fewer
 // if it is small. Pages that can't be read are left out.
-func TakeSamples(r PhysReader, memory phys.Set) []Sample {
+func TakeSamples(r vmcoreinfo.Reader, memory phys.Set) []Sample {
 	memory = memory.AlignIn(SampleSize)
 	pages := memory.Size() / SampleSize
 	n := min(pages, MaxSamples)
@@ -63,7 +59,7 @@ func TakeSamples(r PhysReader, memory phys.Set) []Sample {
 
 // Changed returns the samples' pages that differ now, and how many could be
 // read.
-func Changed(r PhysReader, samples []Sample) (changed phys.Set, read int) {
+func Changed(r vmcoreinfo.Reader, samples []Sample) (changed phys.Set, read int) {
 	buf := make([]byte, SampleSize)
 	var pages []phys.Range
 	for _, s := range samples {

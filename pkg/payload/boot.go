@@ -148,12 +148,7 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux, booted regis
 	if err := p.sys.Load(img.Trampoline.Range.Start, []phys.Segment{img.Trampoline}); err != nil {
 		return err
 	}
-	b.Kernel = registration.Kernel{
-		Title:   clip(e.Title, registration.MaxTitle),
-		Path:    clip(e.Kernel.Path, registration.MaxPath),
-		Initrd:  clip(e.Initrd.Path, registration.MaxPath),
-		Cmdline: clip(l.Cmdline, registration.MaxCmdline),
-	}
+	b.Kernel = kernelOf(e, l.Cmdline)
 	b.Booted, b.Mounting = booted, ""
 	if kind == plan.Plain {
 		// The crash record of the previous boot is no longer needed.
@@ -174,6 +169,17 @@ func (p *Payload) bootPlanned(e normalboot.Entry, l segments.Linux, booted regis
 	p.storeLog()
 	p.log.Info("start") // on the console only: all of the above is in H
 	return p.start()
+}
+
+// kernelOf describes an entry that is started with a command line, as far as the
+// format has room.
+func kernelOf(e normalboot.Entry, cmdline string) registration.Kernel {
+	return registration.Kernel{
+		Title:   clip(e.Title, registration.MaxTitle),
+		Path:    clip(e.Kernel.Path, registration.MaxPath),
+		Initrd:  clip(e.Initrd.Path, registration.MaxPath),
+		Cmdline: clip(cmdline, registration.MaxCmdline),
+	}
 }
 
 // bootUnplanned starts an entry as any boot loader would: all memory, nothing

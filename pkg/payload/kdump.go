@@ -46,12 +46,7 @@ func (p *Payload) bootKdump(e normalboot.Entry, l segments.Linux, sum [32]byte, 
 	if b.Booted.Once == "" && p.block != nil {
 		b.Booted.Once = p.block.Booted.Once
 	}
-	b.Kernel = registration.Kernel{
-		Title:   clip(e.Title, registration.MaxTitle),
-		Path:    clip(e.Kernel.Path, registration.MaxPath),
-		Initrd:  clip(e.Initrd.Path, registration.MaxPath),
-		Cmdline: clip(l.Cmdline, registration.MaxCmdline),
-	}
+	b.Kernel = kernelOf(e, l.Cmdline)
 	if err := p.store(b); err != nil {
 		return err
 	}

@@ -61,6 +61,11 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 			m.Entries = append(m.Entries, memmap.Entry{Range: r, Kind: k.kind})
 		}
 	}
+	return p.withFirmware(m)
+}
+
+// withFirmware completes a map of RAM by what firmware's map has beside RAM.
+func (p *Plan) withFirmware(m memmap.Map) memmap.Map {
 	for _, e := range p.Firmware.Normalize().Entries {
 		if e.Kind != memmap.RAM {
 			m.Entries = append(m.Entries, e)
@@ -73,20 +78,11 @@ func (p *Plan) NextMap(kind Kind) memmap.Map {
 // WholeMap returns the memory map for a normal kernel that is left to kdump: all
 // of the firmware's map except the handoff area.
 func (p *Plan) WholeMap() memmap.Map {
-	h := phys.Set{p.Handoff}
-	var m memmap.Map
-	for _, e := range p.Firmware.Normalize().Entries {
-		if e.Kind != memmap.RAM {
-			m.Entries = append(m.Entries, e)
-			continue
-		}
-		for _, r := range (phys.Set{e.Range}).Minus(h) {
-			m.Entries = append(m.Entries, memmap.Entry{Range: r, Kind: memmap.RAM})
-		}
+	m := memmap.Map{Entries: []memmap.Entry{{Range: p.Handoff, Kind: memmap.Reserved}}}
+	for _, r := range p.Firmware.Set(memmap.RAM).Minus(phys.Set{p.Handoff}) {
+		m.Entries = append(m.Entries, memmap.Entry{Range: r, Kind: memmap.RAM})
 	}
-	m.Entries = append(m.Entries, memmap.Entry{Range: p.Handoff, Kind: memmap.Reserved})
-	slices.SortFunc(m.Entries, func(a, b memmap.Entry) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
-	return m.Normalize()
+	return p.withFirmware(m)
 }
 
 // CoreHeader returns the ELF core header of a dump of shown, a part of the

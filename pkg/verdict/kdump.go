@@ -26,16 +26,10 @@ func Kdump(b *registration.Block) (why string) {
 // LeaveToKdump returns the block to store for a boot that is left to kdump: a
 // reset is not taken for a crash, and there is no memory plan.
 func LeaveToKdump(old *registration.Block, why string) *registration.Block {
-	b := registration.Block{}
-	if old != nil {
-		b = *old
-	}
+	b := next(old)
+	withoutDump(b)
 	b.State, b.Refused = registration.Empty, why
-	b.Counters.Boots++
-	b.Counters.Attempts = 0
 	b.Identity, b.MapHash = registration.Identity{}, [32]byte{}
-	b.CPUNotes, b.VMCoreInfo = nil, registration.Note{}
-	b.Capture = registration.Capture{}
-	b.Plan, b.Absent, b.Lost = nil, nil, nil
-	return &b
+	b.Plan = nil
+	return b
 }

@@ -124,16 +124,30 @@ func Decide(s Situation) Decision {
 	return d
 }
 
+// next returns a copy of the block for one boot more; old may be nil.
+func next(old *registration.Block) *registration.Block {
+	b := registration.Block{State: registration.Empty}
+	if old != nil {
+		b = *old
+	}
+	b.Counters.Boots++
+	return &b
+}
+
+// withoutDump removes what belongs to a dump and to the kernel that crashed. The
+// mapping stays: until an agent registers, it is that of the previous boot.
+func withoutDump(b *registration.Block) {
+	b.Counters.Attempts = 0
+	b.Absent, b.Lost = nil, nil
+	b.Capture = registration.Capture{}
+	b.CPUNotes, b.VMCoreInfo = nil, registration.Note{}
+}
+
 // Begin returns the block as it is to be stored before boot memory is copied
 // (capture) or before the normal kernel is placed (plain). nonce is fresh;
 // old is nil where there was no valid block.
 func (d Decision) Begin(old *registration.Block, p *plan.Plan, hash [32]byte, nonce [16]byte, now int64) *registration.Block {
-	b := &registration.Block{State: registration.Empty}
-	if old != nil {
-		c := *old
-		b = &c
-	}
-	b.Counters.Boots++
+	b := next(old)
 	b.MapHash = hash
 	if p != nil {
 		b.Plan = Ranges(p)
@@ -156,12 +170,8 @@ func (d Decision) Begin(old *registration.Block, p *plan.Plan, hash [32]byte, no
 	if old != nil && old.State == registration.Disarmed {
 		b.Counters.LastCaptures, b.Counters.CaptureBoots = [kept]int64{}, [kept]uint64{}
 	}
-	b.Counters.Attempts = 0
-	b.Absent, b.Lost = nil, nil
-	b.Capture, b.Refused = registration.Capture{}, ""
-	// The mapping stays: until an agent registers, it is that of the boot
-	// before.
-	b.CPUNotes, b.VMCoreInfo = nil, registration.Note{}
+	withoutDump(b)
+	b.Refused = ""
 	b.Identity = registration.Identity{Nonce: nonce, Time: now}
 	b.State = registration.Empty
 	if d.Prearm {

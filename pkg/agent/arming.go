@@ -111,9 +111,14 @@ func (x *session) armable() (m machine, warnings []readiness.Check, err error) {
 	return m, warnings, nil
 }
 
+// lasting are the conditions of arming that are the same in the next boot.
+func (x *session) lasting() []readiness.Check {
+	return append(readiness.Kernel(os.DirFS(x.Root)), readiness.Wanted(x.Settings().Arm))
+}
+
 // checks are the conditions of arming that have a name.
 func (x *session) checks() ([]readiness.Check, error) {
-	list := append(readiness.Kernel(os.DirFS(x.Root)), readiness.Wanted(x.Settings().Arm))
+	list := x.lasting()
 	memory, err := x.memoryCheck()
 	if err != nil {
 		return nil, err

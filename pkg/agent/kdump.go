@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"os"
 
 	"github.com/warmcore/warmcore/pkg/outcome"
 	"github.com/warmcore/warmcore/pkg/readiness"
@@ -42,7 +41,7 @@ func (t *transient) Unwrap() error { return t.error }
 // leftToKdump says why a boot that the payload left to kdump can't be armed. If
 // the reason no longer holds, it has the next boot planned for dumps again.
 func (x *session) leftToKdump() error {
-	for _, c := range append(readiness.Kernel(os.DirFS(x.Root)), readiness.Wanted(x.Settings().Arm)) {
+	for _, c := range x.lasting() {
 		// In this boot kdump has the memory that the stub would need.
 		if c.Verdict == readiness.Refuse && c.Name != readiness.CrashMemory {
 			return refuse(c.Remedy, "this boot is left to kdump: %s", c.Reason)

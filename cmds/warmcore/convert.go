@@ -34,7 +34,7 @@ func (d *dumpFlags) register(f *flag.FlagSet, level int) {
 	f.IntVar(&d.effort, "level", 0, "compression level `N`: 1, the fastest, to 22 (default 1)")
 	f.IntVar(&d.dumpLevel, "dump-level", level, "what to leave out, as makedumpfile -d: the sum `N` of\n1 zeroes, 2 page cache, 4 page cache with private data, 8 memory of processes, 16 free pages")
 	f.IntVar(&d.dumpLevel, "d", level, "the same as -dump-level")
-	f.IntVar(&d.workers, "workers", 0, "how many pages `N` to compress at a time (default: one for each CPU, at most 32)")
+	f.IntVar(&d.workers, "workers", 0, fmt.Sprintf("how many pages `N` to compress at a time (default: one for each CPU, at most %d)", convert.DefaultWorkers))
 	f.IntVar(&d.split, "split", 1, "write the kdump dump in `N` files, with .1, .2 and so on behind the name")
 	f.BoolVar(&d.flattened, "flattened", false, "write makedumpfile's flattened form")
 	f.BoolVar(&d.sha256, "sha256", false, "compute the checksum of each whole dump file, too: it is read again, by one CPU")
@@ -53,7 +53,7 @@ func (d *dumpFlags) options() (o dumpwriter.Options, err error) {
 	wrong := ""
 	switch {
 	case d.workers < 0 || d.workers > maxWorkers:
-		wrong = fmt.Sprintf("%d workers, want 1 to %d, or 0, one for each CPU up to 32", d.workers, maxWorkers)
+		wrong = fmt.Sprintf("%d workers, want 1 to %d, or 0, one for each CPU up to %d", d.workers, maxWorkers, convert.DefaultWorkers)
 	case d.effort < 0 || d.effort > kdump.MaxEffort:
 		wrong = fmt.Sprintf("compression level %d, want 1 to %d, or 0, the default", d.effort, kdump.MaxEffort)
 	case d.dumpLevel < 0 || d.dumpLevel > 31:

@@ -3,8 +3,6 @@ package story
 import (
 	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/warmcore/warmcore/pkg/manifest"
@@ -36,37 +34,13 @@ func (l *Lab) dma() error {
 	if err := l.crashAndPause(); err != nil {
 		return err
 	}
-	ram, err := l.Machine.CopyRAM(l.ctx)
-	if err != nil {
-		return err
-	}
 	l.Step("a device writes to %v, and goes on", ring)
-	stop, stopped := make(chan struct{}), make(chan error)
-	go func() {
-		for n := byte(0); ; n++ { // always other bytes than before
-			junk := bytes.Repeat([]byte{n}, int(phys.MiB))
-			for at := ring.Start; at < ring.End; at += phys.MiB {
-				if err := l.Machine.Poke(at, junk); err != nil {
-					stopped <- err
-					return
-				}
-			}
-			select {
-			case <-stop:
-				stopped <- nil
-				return
-			case <-time.After(time.Second): // a device's pace, nothing waits for it
-			}
-		}
-	}()
-	events := l.Machine.Timeline.Events()
-	l.booted = events[len(events)-1].T
-	err = l.Machine.Reset(l.ctx)
+	stop := l.device(ring)
+	ram, err := l.resetPaused()
 	if err == nil {
 		err = l.waitGuest()
 	}
-	close(stop)
-	if failed := <-stopped; err == nil {
+	if failed := stop(); err == nil {
 		err = failed
 	}
 	if err != nil {
@@ -96,6 +70,30 @@ func (l *Lab) dma() error {
 	return l.changed(ring)
 }
 
+// device writes to ring, always other bytes than before, until stop is called.
+func (l *Lab) device(ring phys.Range) (stop func() error) {
+	done, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for n := byte(0); ; n++ {
+			junk := bytes.Repeat([]byte{n}, int(ring.Size()))
+			if err := l.Machine.Poke(ring.Start, junk); err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case <-done:
+				ended <- nil
+				return
+			case <-time.After(time.Second): // a device's pace, nothing waits for it
+			}
+		}
+	}()
+	return func() error {
+		close(done)
+		return <-ended
+	}
+}
+
 // dmaRing is in preserved memory, away from the pages that are painted first.
 func dmaRing(b *registration.Block) (phys.Range, error) {
 	for _, r := range b.Plan {
@@ -109,12 +107,7 @@ func dmaRing(b *registration.Block) (phys.Range, error) {
 
 // changed checks that the manifest names changed pages, all in ring.
 func (l *Lab) changed(ring phys.Range) error {
-	f, err := os.Open(filepath.Join(l.Out, manifest.FileName))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	m, err := manifest.Read(f, manifest.FileName)
+	m, err := l.manifest()
 	if err != nil {
 		return err
 	}

@@ -178,27 +178,37 @@ func planned(b *registration.Block, dumped bool) phys.Set {
 	return phys.NewSet(s...)
 }
 
+// inPlan is the memory of b's plan with one of the roles.
+func inPlan(b *registration.Block, roles ...registration.Role) phys.Set {
+	var s []phys.Range
+	for _, r := range b.Plan {
+		if slices.Contains(roles, r.Role) {
+			s = append(s, r.Range)
+		}
+	}
+	return phys.NewSet(s...)
+}
+
+// manifest reads that of the dump which was taken from the disk last.
+func (l *Lab) manifest() (*manifest.Manifest, error) {
+	f, err := os.Open(filepath.Join(l.Out, manifest.FileName))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return manifest.Read(f, manifest.FileName)
+}
+
 // notDumped checks that the manifest names the memory that had been lent, which
 // no dump has, and no other.
 func (l *Lab) notDumped(d saved) error {
-	f, err := os.Open(filepath.Join(l.Out, manifest.FileName))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	m, err := manifest.Read(f, manifest.FileName)
+	m, err := l.manifest()
 	if err != nil {
 		return err
 	}
 	var lent phys.Set
 	if len(d.painting.Runs) > 0 && l.files.takesMemory { // see ready
-		b := cmp.Or(d.then, d.block)
-		for _, r := range b.Plan {
-			if r.Role == registration.RoleWindow || r.Role == registration.RoleDestination {
-				lent = lent.Union(phys.Set{r.Range})
-			}
-		}
-		lent = lent.AlignIn(b.Policy.BlockSize)
+		lent = inPlan(d.block, registration.RoleWindow, registration.RoleDestination).AlignIn(d.block.Policy.BlockSize)
 	}
 	if want := manifest.Extents(lent); !slices.Equal(m.NotDumped, want) {
 		return l.Machine.Fail(manifest.FileName, fmt.Errorf("not dumped are %v, want what was lent, %v", m.NotDumped, want))

@@ -55,7 +55,7 @@ func (l *Lab) kdump() error {
 		return err
 	}
 	if out, err := l.Command("kdump-config", "status"); err != nil || !strings.Contains(out, "ready to kdump") {
-		return l.Machine.Fail("kdump-tools", fmt.Errorf("%q, %w; want it ready to kdump", out, err))
+		return l.Machine.Fail("kdump-tools", fmt.Errorf("%q, %v; want it ready to kdump", out, err))
 	}
 	// No reset now: the kernel jumps into kdump's, which saves, and reboots.
 	if err := l.Guest.Sync(l.ctx); err != nil {
@@ -71,7 +71,7 @@ func (l *Lab) kdump() error {
 	}
 	out, err := l.Command("sh", "-c", "warmcore inspect /var/crash/*/dump.*")
 	if err != nil || !strings.Contains(out, "sysrq triggered crash") {
-		return l.Machine.Fail("kdump's dump", fmt.Errorf("%q, %w; want the panic in it", out, err))
+		return l.Machine.Fail("kdump's dump", fmt.Errorf("%q, %v; want the panic in it", out, err))
 	}
 	// And back: a word to the agent, and the next boot is planned.
 	if err := debianConf(l, ""); err != nil {

@@ -130,8 +130,9 @@ func (j *job) sampled(m *manifest.Manifest) {
 	if len(changed) == 0 {
 		return
 	}
-	j.warn(&m.Warnings, fmt.Sprintf("%d of %d sampled pages changed after the payload had handed over the dump: a device or firmware writes into memory, first at %#x",
-		changed.Size()/vmcore.SampleSize, read, changed[0].Start), nil)
+	text := fmt.Sprintf("%d of %d sampled pages changed after the payload had handed over the dump: a device or firmware writes into memory, first at %#x",
+		changed.Size()/vmcore.SampleSize, read, changed[0].Start)
+	j.warn(&m.Warnings, text, nil)
 	m.Changed = manifest.Extents(changed)
 }
 
